@@ -1,0 +1,103 @@
+"""Recipe tables of the actor side: prompts, rollout workers, reference scorers, rewards."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from core.config import Resources, Section
+
+
+class MovieReviewPrompts(Section):
+    """The first words of human-rated movie-review snippets, which the policy continues."""
+
+    kind: Literal["movie-reviews"]
+    first_words: int = Field(default=4, ge=1)
+    """How many words of each snippet make the prompt."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of the split into train, held-out and prompts; no snippet is in two of them."""
+
+
+class JsonLinesPrompts(Section):
+    """Prompts of one's own: a JSON-lines file with one object a line."""
+
+    kind: Literal["jsonl"]
+    path: str
+    """The file. Relative paths start at the recipe's folder."""
+    column: str = "prompt"
+    """The column that holds the prompt's text; the others are handed to reward functions."""
+    heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the prompts kept for the comparison before and after, chosen by a hash of the text."""
+
+
+PromptsConfig = Annotated[MovieReviewPrompts | JsonLinesPrompts, Field(discriminator="kind")]
+
+
+class RolloutConfig(Section):
+    """Rollout workers: processes that sample completions with a vLLM engine."""
+
+    workers: int = Field(default=1, ge=1)
+    """Number of rollout workers, each with an engine of its own."""
+    group_size: int = Field(default=4, ge=1)
+    """Completions per prompt."""
+    max_new_tokens: int = Field(default=24, ge=1)
+    """Longest completion, in tokens."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature. The learner divides its logits by it too, so that ratios compare like with like."""
+    max_concurrent_sequences: int = Field(default=64, ge=1)
+    """Sequences that one engine decodes at a time."""
+    kv_cache_gib: int = Field(default=1, ge=1)
+    """Key-value cache of one engine on a CPU, in GiB."""
+    gpu_memory_fraction: float = Field(default=0.85, gt=0, le=1)
+    """Share of a GPU's memory that one engine may take."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that one engine is spread over."""
+    resources: Resources = Resources()
+    """What each rollout worker asks of Ray."""
+
+
+class ReferenceConfig(Section):
+    """Reference scorers: the frozen policy that the KL is measured against."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Number of reference scorers; requests go to the one with the fewest waiting."""
+    token_budget: int = Field(default=1024, ge=1)
+    """Tokens of one forward pass; what waits is batched up to this many."""
+    resources: Resources = Resources()
+    """What each reference scorer asks of Ray."""
+
+
+class RewardModelReward(Section):
+    """A reward served by a scalar reward model."""
+
+    kind: Literal["model"]
+    name: str = Field(pattern="^[a-z][a-z0-9_]*$")
+    """Name of this source in metrics and samples."""
+    path: str | None = None
+    """Folder of the reward model; left out: the one that this recipe's [reward_model] trains."""
+    weight: float = 1.0
+    """Weight in the score. 0 records the reward without training on it."""
+    replicas: int = Field(default=1, ge=1)
+    """Number of servers."""
+    token_budget: int = Field(default=1024, ge=1)
+    """Tokens of one forward pass."""
+    resources: Resources = Resources()
+    """What each server asks of Ray."""
+
+
+class RewardFunctionReward(Section):
+    """A reward computed by a Python function: `reward(prompts, completions, **columns) -> list[float]`."""
+
+    kind: Literal["function"]
+    name: str = Field(pattern="^[a-z][a-z0-9_]*$")
+    """Name of this source in metrics and samples."""
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    """The function, as `module:name`. It is trusted code."""
+    weight: float = 1.0
+    """Weight in the score. 0 records the reward without training on it."""
+    replicas: int = Field(default=1, ge=1)
+    """Number of processes that serve it."""
+    resources: Resources = Resources(num_cpus=0.1, threads=1)
+    """What each process asks of Ray."""
+
+
+RewardConfig = Annotated[RewardModelReward | RewardFunctionReward, Field(discriminator="kind")]

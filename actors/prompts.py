@@ -1,0 +1,104 @@
+"""Prompts: read once, tokenised once, split into those to train on and those held out."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from actors.config import JsonLinesPrompts, MovieReviewPrompts
+from core.errors import UserError
+from core.messages import Prompt
+from core.ratings import SPLIT_FRACTIONS, first_words, load_jsonl, load_ratings, split_ratings
+
+TEXT_IDS = "input_ids"
+
+
+class Tokenizer(Protocol):
+    """What is needed of a Hugging Face tokenizer."""
+
+    def __call__(self, text: list[str]) -> Any: ...
+
+
+def load_prompts(
+    config: MovieReviewPrompts | JsonLinesPrompts,
+    tokenizer: Tokenizer,
+    *,
+    data_folder: Path | None,
+    num_heldout: int,
+    max_prompt_tokens: int,
+) -> tuple[list[Prompt], list[Prompt]]:
+    """(training prompts, held-out prompts), no text in both, in an order that only their texts decide.
+
+    Raises `UserError` for data that is missing, malformed, too little, or too long for the context.
+    """
+    match config:
+        case MovieReviewPrompts():
+            assert data_folder is not None
+            columns = _movie_review_openings(config, data_folder)
+            where = "the movie reviews"
+        case JsonLinesPrompts():
+            where = config.path
+            rows = load_jsonl(Path(config.path), (config.column,))
+            columns = {str(row[config.column]): {k: v for k, v in row.items() if k != config.column} for row in rows}
+    texts = sorted(columns, key=_text_digest)
+    if len(texts) < 2:
+        raise UserError(f"{where}: {len(texts)} different prompts; at least 2 are needed, one to train on and one held out")
+    if isinstance(config, JsonLinesPrompts):
+        num_heldout = min(num_heldout, max(1, int(len(texts) * config.heldout_fraction)))
+    if num_heldout >= len(texts):
+        raise UserError(
+            f"{where}: trainer.heldout_prompts={num_heldout} leaves none of its {len(texts)} different prompts to "
+            f"train on; set it below {len(texts)}"
+        )
+    prompts = _tokenised(texts, columns, tokenizer)
+    _check_lengths(prompts, max_prompt_tokens, where)
+    return prompts[num_heldout:], prompts[:num_heldout]
+
+
+class PromptStream:
+    """An endless, seeded sequence of prompts: every epoch a new order. Position k is always the same prompt."""
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int) -> None:
+        self._prompts = prompts
+        self._seed = seed
+
+    def __getitem__(self, position: int) -> Prompt:
+        epoch, place = divmod(position, len(self._prompts))
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._prompts))
+        return self._prompts[int(order[place])]
+
+
+def _movie_review_openings(config: MovieReviewPrompts, data_folder: Path) -> dict[str, dict[str, Any]]:
+    """First words of the snippets that were kept for prompts, with the snippet's human rating as a column."""
+    rows, _ = load_ratings(data_folder)
+    split = split_ratings(rows, seed=config.split_seed, fractions=SPLIT_FRACTIONS)
+    long_enough = (row for row in split["prompts"] if len(row.text.split()) > config.first_words)
+    return {first_words(row.text, config.first_words): {"human_rating": row.rating} for row in long_enough}
+
+
+def _tokenised(texts: list[str], columns: dict[str, dict[str, Any]], tokenizer: Tokenizer) -> list[Prompt]:
+    token_ids = tokenizer(texts)[TEXT_IDS]
+    return [
+        Prompt(
+            prompt_id=_text_digest(text)[:12],
+            text=text,
+            token_ids=np.asarray(ids, dtype=np.int32),
+            columns=columns[text],
+        )
+        for text, ids in zip(texts, token_ids, strict=True)
+    ]
+
+
+def _check_lengths(prompts: list[Prompt], max_prompt_tokens: int, where: str) -> None:
+    for prompt in prompts:
+        if not 1 <= len(prompt.token_ids) <= max_prompt_tokens:
+            raise UserError(
+                f"{where}: prompt {prompt.text!r:.60} has {len(prompt.token_ids)} tokens; between 1 and "
+                f"{max_prompt_tokens} fit beside rollout.max_new_tokens. Drop it, or raise model.max_model_len."
+            )
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,116 @@
+"""Rewards: completions in, one number each out. Reward models and Python functions behind one interface."""
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from core.config import ModelConfig
+from core.errors import UserError
+from core.messages import Bools, Completion, Int32s
+from core.models import check_same_tokenizer, load_scalar_model
+from core.packing import pack_row
+
+RewardFunction = Callable[..., Sequence[float]]
+"""TRL's signature: `reward(prompts, completions, **columns) -> list[float]`."""
+
+
+class Reward(Protocol):
+    """Anything that scores completions:
+
+    scores = reward.score(completions)   # same length, same order, all finite
+    """
+
+    def score(self, completions: Sequence[Completion]) -> list[float]: ...
+
+
+class RewardModel:
+    """A scalar reward model, scored at the last token of prompt and completion."""
+
+    def __init__(self, path: Path, model_path: Path, model: ModelConfig, *, device: str) -> None:
+        check_same_tokenizer(model_path, path)
+        self._device = torch.device(device)
+        self._model = load_scalar_model(path, model.dtype).to(self._device).eval()
+        self._special_ids = _special_ids(path)
+
+    @torch.inference_mode()
+    def score(self, completions: Sequence[Completion]) -> list[float]:
+        """The head's output at the last token that is text: an end-of-sequence token is not."""
+        row = pack_row([self._text_only(completion) for completion in completions])
+        return [float(score) for score in self._model.final_scores(row.to(self._device)).cpu()]
+
+    def _text_only(self, completion: Completion) -> tuple[Int32s, Bools]:
+        stop = len(completion.token_ids_T)
+        while stop > completion.num_prompt_tokens and int(completion.token_ids_T[stop - 1]) in self._special_ids:
+            stop -= 1
+        return completion.token_ids_T[:stop], np.zeros(stop, dtype=bool)
+
+
+class FunctionReward:
+    """A user's Python function. What it returns is checked: a failure never becomes a zero."""
+
+    def __init__(self, reference: str) -> None:
+        self._name = reference
+        self._function = load_function(reference)
+
+    def score(self, completions: Sequence[Completion]) -> list[float]:
+        """Call the function once for the batch. Raises `UserError` naming it for anything but floats."""
+        shared = set.intersection(*(set(completion.prompt.columns) for completion in completions))
+        columns: dict[str, list[Any]] = {
+            name: [completion.prompt.columns[name] for completion in completions] for name in sorted(shared)
+        }
+        try:
+            scores = self._function(
+                [completion.prompt.text for completion in completions],
+                [completion.text for completion in completions],
+                **columns,
+            )
+        except Exception as error:
+            raise UserError(f"reward function {self._name} raised {type(error).__name__}: {error}") from error
+        return self._checked(scores, len(completions))
+
+    def _checked(self, scores: Any, wanted: int) -> list[float]:
+        try:
+            values = [float(score) for score in scores]
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"reward function {self._name} must return a list of numbers, not {scores!r:.80} ({error})"
+            ) from error
+        if len(values) != wanted:
+            raise UserError(
+                f"reward function {self._name} returned {len(values)} rewards for {wanted} completions; "
+                "return one for each, in their order"
+            )
+        bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
+        if bad:
+            raise UserError(
+                f"reward function {self._name} returned {values[bad[0]]} for completion {bad[0]} of its batch; "
+                "rewards must be finite"
+            )
+        return values
+
+
+def load_function(reference: str) -> RewardFunction:
+    """The function behind `module:name`. Raises `UserError` if there is none."""
+    module_name, _, name = reference.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"rewards: function {reference!r} cannot be loaded ({error}). Give `module:name` of a function "
+            "that Python can import from the folder where `leash` runs."
+        ) from error
+    if not callable(function):
+        raise UserError(f"rewards: {reference!r} is a {type(function).__name__}, not a function")
+    loaded: RewardFunction = function
+    return loaded
+
+
+def _special_ids(path: Path) -> frozenset[int]:
+    from transformers import AutoTokenizer  # slow to import, and only reward models need it
+
+    return frozenset(AutoTokenizer.from_pretrained(path).all_special_ids)

@@ -1,0 +1,105 @@
+"""From a prompt to a scored rollout group: sample, and score each completion as soon as it is finished.
+
+    prompt --> rollout worker --completion--> reference scorer --token log-probs--+--> Rollout
+               (least busy)        |                                              |
+                                   +--------> reward servers -----rewards---------+
+
+Knows no Ray: it is given handles, which are Ray workers in production and plain objects in tests.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from core.messages import Completion, Float32s, Prompt, Rollout, RolloutGroup, SampleRequest
+from core.weights import WeightManifest
+
+
+class SamplerHandle(Protocol):
+    """A rollout worker: completions arrive as they finish.
+
+    async for completion in handle.sample(requests): ...
+    """
+
+    name: str
+    num_running: int
+
+    def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[Completion]: ...
+
+    async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> Any: ...
+
+
+class ScorerHandle(Protocol):
+    """Reference scorers ([T] float32 a completion) or reward servers (a float a completion)."""
+
+    async def score(self, completion: Completion) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedReward:
+    """A reward server and its weight in the score."""
+
+    server: ScorerHandle
+    weight: float
+
+
+class RolloutPool:
+    """All rollout workers, and everything that scores what they sample."""
+
+    def __init__(
+        self,
+        samplers: Sequence[SamplerHandle],
+        reference: ScorerHandle,
+        rewards: Mapping[str, WeightedReward],
+    ) -> None:
+        self._samplers = list(samplers)
+        self._reference = reference
+        self._rewards = dict(rewards)
+
+    async def roll_out(self, prompt: Prompt, *, group_id: str, seeds: Sequence[int]) -> RolloutGroup:
+        """One completion for each seed, scored. Raises what a worker raised; nothing is scored as zero."""
+        requests = [
+            SampleRequest(request_id=f"{group_id}-{index}", prompt=prompt, seed=seed)
+            for index, seed in enumerate(seeds)
+        ]
+        sampler = min(self._samplers, key=lambda candidate: candidate.num_running)
+        scoring: list[asyncio.Task[Rollout]] = []
+        try:
+            async for completion in sampler.sample(requests):
+                scoring.append(asyncio.create_task(self._scored(completion)))
+            rollouts = await asyncio.gather(*scoring)
+        finally:
+            for task in scoring:
+                task.cancel()
+        rollouts.sort(key=lambda rollout: rollout.completion.request_id)
+        return RolloutGroup(group_id=group_id, rollouts=tuple(rollouts))
+
+    async def rewards_of(self, completion: Completion) -> dict[str, float]:
+        """One reward a source."""
+        values = await asyncio.gather(*(reward.server.score(completion) for reward in self._rewards.values()))
+        return dict(zip(self._rewards, values, strict=True))
+
+    def score_of(self, rewards: Mapping[str, float]) -> float:
+        """The weighted sum that the policy is trained on."""
+        return sum(self._rewards[name].weight * value for name, value in rewards.items())
+
+    async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> list[Any]:
+        """Every rollout worker takes and verifies the new version; their reports."""
+        pulls = (sampler.pull_weights(manifest, deadline_s=deadline_s) for sampler in self._samplers)
+        return list(await asyncio.gather(*pulls))
+
+    async def _scored(self, completion: Completion) -> Rollout:
+        reference_logprobs_T, rewards = await asyncio.gather(
+            self._reference_logprobs(completion), self.rewards_of(completion)
+        )
+        return Rollout(
+            completion=completion,
+            reference_logprobs_T=reference_logprobs_T,
+            rewards=rewards,
+            score=self.score_of(rewards),
+        )
+
+    async def _reference_logprobs(self, completion: Completion) -> Float32s:
+        logprobs_T: Float32s = await self._reference.score(completion)
+        return logprobs_T

@@ -1,0 +1,164 @@
+"""The door to vLLM: one engine, stepped by hand, that samples completions and takes new weights.
+
+Not thread-safe: `actors/engine_loop.py` owns it from one thread.
+
+Dimension key: T token positions of one sequence (prompt, then completion).
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from vllm import EngineArgs, SamplingParams
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from actors.config import RolloutConfig
+from actors.weight_pull import SHARED_MEMORY, register
+from core.config import ModelConfig
+from core.errors import UserError, WorkerError
+from core.messages import Completion, Float32s, SampleRequest, VersionSpan
+from core.weights import WeightManifest
+
+PROBE_ID = "weight-push-probe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullReport:
+    """How a verified weight pull went."""
+
+    load_s: float
+    """Seconds to check the digests, load and re-pack."""
+    verify_s: float
+    """Seconds to score the probe."""
+    probe_gap: float
+    """Largest difference between engine and learner on the probe, in nats."""
+
+
+class Sampler:
+    """A vLLM engine with the policy's weights of one version."""
+
+    def __init__(self, model_path: Path, model: ModelConfig, rollout: RolloutConfig) -> None:
+        register()
+        self._rollout = rollout
+        self._requests: dict[str, SampleRequest] = {}
+        self._policy_version: int | None = None
+        self._finished_during_pull: list[Completion] = []
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(model_path),
+                dtype=model.dtype,  # type: ignore[arg-type]
+                max_model_len=model.max_model_len,
+                max_num_seqs=rollout.max_concurrent_sequences,
+                max_num_batched_tokens=max(4096, model.max_model_len),
+                tensor_parallel_size=rollout.tensor_parallel,
+                gpu_memory_utilization=rollout.gpu_memory_fraction,
+                enforce_eager=rollout.resources.num_gpus == 0,
+                # Seeded requests crash vLLM's CPU sampler when their prompts are prefilled in chunks.
+                enable_chunked_prefill=False,
+                # The distribution that was sampled from, so after temperature.
+                logprobs_mode="processed_logprobs",
+                weight_transfer_config={"backend": SHARED_MEMORY},  # type: ignore[arg-type]
+                disable_log_stats=True,
+            )
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._finished_during_pull) or self._engine.has_unfinished_requests()
+
+    def submit(self, request: SampleRequest) -> None:
+        """Queue one completion. Raises `UserError` for a prompt that does not fit."""
+        if self._policy_version is None:
+            raise WorkerError("this rollout worker has had no verified weight push yet, so it must not serve")
+        limit = self._engine.model_config.max_model_len
+        wanted = len(request.prompt.token_ids) + self._rollout.max_new_tokens
+        if wanted > limit:
+            raise UserError(
+                f"prompt {request.prompt.prompt_id}: {len(request.prompt.token_ids)} tokens and "
+                f"rollout.max_new_tokens={self._rollout.max_new_tokens} exceed model.max_model_len={limit}. "
+                f"Shorten the prompt or raise model.max_model_len to {wanted}."
+            )
+        self._requests[request.request_id] = request
+        params = SamplingParams(
+            max_tokens=self._rollout.max_new_tokens,
+            temperature=self._rollout.temperature,
+            seed=request.seed,
+            logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"prompt_token_ids": request.prompt.token_ids.tolist()}
+        self._engine.add_request(request.request_id, prompt, params)  # type: ignore[arg-type]
+
+    def step(self) -> list[Completion]:
+        """Decode one token of every running sequence; the completions that finished with it."""
+        finished, self._finished_during_pull = self._finished_during_pull, []
+        if self._engine.has_unfinished_requests():
+            finished += [self._completion(output) for output in self._engine.step() if output.finished]
+        return finished
+
+    def pull_weights(self, manifest: WeightManifest) -> PullReport:
+        """Take new weights and prove that they arrived. Raises `WorkerError` if they did not.
+
+        Running requests keep their tokens and go on under the new version. What finishes while the
+        probe is scored is held back until the probe has agreed.
+        """
+        started = time.perf_counter()
+        self._policy_version = None  # serves nobody until the probe has agreed
+        update = {"path": manifest.path, "num_bytes": manifest.num_bytes, "tensors": list(manifest.tensors)}
+        self._engine.collective_rpc("start_weight_update")
+        self._engine.collective_rpc("update_weights", kwargs={"update_info": update})
+        self._engine.collective_rpc("finish_weight_update")
+        self._engine.set_weight_version(str(manifest.policy_version))
+        # Keys and values computed with the old weights would answer for the new ones.
+        self._engine.reset_prefix_cache(reset_running_requests=True)
+        loaded = time.perf_counter()
+        gap = float(np.abs(self._score_probe(manifest) - manifest.probe_logprobs_T).max())
+        if not gap <= manifest.max_probe_gap:
+            raise WorkerError(
+                f"weight push: after version {manifest.policy_version} was loaded, the engine's log-probs of "
+                f"the probe differ from the learner's by {gap:.2e} nats (limit {manifest.max_probe_gap:.0e})"
+            )
+        self._policy_version = manifest.policy_version
+        return PullReport(load_s=loaded - started, verify_s=time.perf_counter() - loaded, probe_gap=gap)
+
+    def _score_probe(self, manifest: WeightManifest) -> Float32s:
+        """[T] float32, nats: the engine's log-probs of the probe's tokens; 0 for the first."""
+        token_ids = manifest.probe_token_ids_T.tolist()
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        self._engine.add_request(PROBE_ID, {"prompt_token_ids": token_ids}, params)  # type: ignore[arg-type]
+        while True:
+            for output in self._engine.step():
+                if output.request_id == PROBE_ID and output.finished:
+                    scores = output.prompt_logprobs[1:]
+                    values = [scores[i][token].logprob for i, token in enumerate(token_ids[1:])]
+                    return np.array([0.0, *values], dtype=np.float32)
+                if output.finished:
+                    self._finished_during_pull.append(self._completion(output))
+
+    def _completion(self, output: RequestOutput) -> Completion:
+        request = self._requests.pop(output.request_id)
+        sample: CompletionOutput = output.outputs[0]
+        prompt_ids, sampled_ids = request.prompt.token_ids, np.asarray(sample.token_ids, dtype=np.int32)
+        assert sample.logprobs is not None
+        logprobs = [entry[token].logprob for entry, token in zip(sample.logprobs, sample.token_ids, strict=True)]
+        return Completion(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            token_ids_T=np.concatenate([prompt_ids, sampled_ids]),
+            sampled_T=np.arange(len(prompt_ids) + len(sampled_ids)) >= len(prompt_ids),
+            behavior_logprobs_T=np.concatenate([np.zeros(len(prompt_ids)), logprobs]).astype(np.float32),
+            version_spans=_version_spans(sample),
+            text=sample.text,
+            truncated=sample.finish_reason == "length",
+        )
+
+
+def _version_spans(sample: CompletionOutput) -> tuple[VersionSpan, ...]:
+    assert sample.weight_versions, "vLLM reports the weight version of every token"
+    return tuple(
+        VersionSpan(policy_version=int(span.version), start=span.start, stop=span.end)
+        for span in sample.weight_versions
+    )

@@ -1,0 +1,130 @@
+"""The networks, as modules over packed rows: a policy with token log-probs, a backbone with a scalar head.
+
+Dimension key: T token positions of a row, N trained tokens of a row, S sequences of a row, V vocabulary.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from core.attention import PACKED_ATTENTION
+from core.errors import UserError
+from core.packing import PackedRow
+
+
+class TokenLogprobs(nn.Module):
+    """A causal language model that gives the log-probability of each trained token."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, row: PackedRow, temperature: float = 1.0) -> torch.Tensor:
+        """[N] float32, nats. Logits are computed where a trained token is predicted and nowhere else."""
+        logits_NV = self.model.get_output_embeddings()(_hidden_states(self.model, row)[row.predicting_N])
+        logits_NV = logits_NV.float() if temperature == 1.0 else logits_NV.float() / temperature
+        return -F.cross_entropy(logits_NV, row.target_ids_N, reduction="none")
+
+
+class ScalarModel(nn.Module):
+    """A backbone with a scalar head: the reward model, and the value model that starts from it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, row: PackedRow) -> torch.Tensor:
+        """[N] float32: the value before each trained token, from the hidden state that predicts it."""
+        return self._scores(row, row.predicting_N)
+
+    def final_scores(self, row: PackedRow) -> torch.Tensor:
+        """[S] float32: the score at the last token of each sequence."""
+        return self._scores(row, row.last_S)
+
+    def _scores(self, row: PackedRow, positions: torch.Tensor) -> torch.Tensor:
+        head = self.model.score
+        scores: torch.Tensor = head(_hidden_states(self.model, row)[positions]).float()
+        return scores[:, 0]
+
+
+def final_hidden_states(model: PreTrainedModel, row: PackedRow) -> torch.Tensor:
+    """[S, hidden]: the features that a scalar head on the last token sees."""
+    return _hidden_states(model, row)[row.last_S]
+
+
+def load_policy(path: Path, dtype: str) -> TokenLogprobs:
+    """A causal language model, in train mode off, with packed attention. Raises `UserError`."""
+    return TokenLogprobs(_load(AutoModelForCausalLM, path, dtype))
+
+
+def load_scalar_model(path: Path, dtype: str) -> ScalarModel:
+    """A sequence classifier with one output. Raises `UserError` for anything else."""
+    config = _read_config(path)
+    if config.num_labels != 1 or not any("SequenceClassification" in a for a in config.architectures or []):
+        raise UserError(
+            f"{path}: this is a {config.architectures} with {config.num_labels} outputs, not a reward model. "
+            "Give a folder that `leash reward` wrote, or any sequence classifier with one output."
+        )
+    return ScalarModel(_load(AutoModelForSequenceClassification, path, dtype))
+
+
+def check_same_tokenizer(path: Path, other: Path) -> None:
+    """Token ids flow between the networks as they are, so their tokenizers must agree. Raises `UserError`."""
+    if tokenizer_digest(path) != tokenizer_digest(other):
+        raise UserError(
+            f"{other}: its tokenizer is not the one of {path}. Rollouts are scored by token ids, so the reward "
+            "model must share the policy's tokenizer: train it from the same base model."
+        )
+
+
+def tokenizer_digest(path: Path) -> str:
+    """Digest of the mapping from text to ids: the vocabulary and the merges, not the chat template."""
+    tokenizer = path / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise UserError(f"{tokenizer}: no such file. Save the model's tokenizer beside its weights.")
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    relevant = {key: content.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def _hidden_states(model: PreTrainedModel, row: PackedRow) -> torch.Tensor:
+    """[T, hidden] after the final norm."""
+    output = model.base_model(
+        input_ids=row.token_ids_T[None],
+        position_ids=row.position_ids_T[None],
+        use_cache=False,
+        packing=row.attention,
+    )
+    hidden_states: torch.Tensor = output.last_hidden_state[0]
+    return hidden_states
+
+
+def _read_config(path: Path) -> AutoConfig:
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a model that transformers can read ({error}).") from error
+
+
+def _load(kind: type, path: Path, dtype: str) -> PreTrainedModel:
+    """Load weights, refusing a checkpoint that does not fill the architecture exactly."""
+    _read_config(path)
+    try:
+        model, report = kind.from_pretrained(  # type: ignore[attr-defined]
+            path, dtype=getattr(torch, dtype), attn_implementation=PACKED_ATTENTION, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: its weights do not load ({error}).") from error
+    problems = {key: sorted(names)[:3] for key, names in report.items() if names and key != "error_msgs"}
+    if problems:
+        raise UserError(
+            f"{path}: the checkpoint is of another architecture than its config.json says: {problems}. "
+            "Save both together with `save_pretrained`."
+        )
+    loaded: PreTrainedModel = model
+    return loaded

@@ -1,0 +1,118 @@
+"""Sequences of any length, laid end to end in rows without padding.
+
+Dimension key: T token positions of one row, N trained tokens of one row, S sequences of one bucket,
+L token positions of the longest sequence of a bucket.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from core.messages import Bools, Int32s, Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBucket:
+    """Sequences of similar length, which one attention call handles together."""
+
+    gather_SL: torch.Tensor
+    """[S, L] int64: where in the row each token stands; the last token is repeated as padding."""
+    valid_SL: torch.Tensor
+    """[S, L] bool: False on padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAttention:
+    """How to take a row apart into buckets for attention, and how to put it together again."""
+
+    buckets: tuple[AttentionBucket, ...]
+    restore_T: torch.Tensor
+    """[T] int64: where in the buckets' valid positions, end to end, each token of the row stands."""
+
+    def to(self, device: torch.device) -> "PackedAttention":
+        buckets = tuple(AttentionBucket(b.gather_SL.to(device), b.valid_SL.to(device)) for b in self.buckets)
+        return PackedAttention(buckets, self.restore_T.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow:
+    """One forward pass: sequences end to end, each attending to itself alone."""
+
+    token_ids_T: torch.Tensor
+    """[T] int64."""
+    position_ids_T: torch.Tensor
+    """[T] int64, from 0 in every sequence."""
+    predicting_N: torch.Tensor
+    """[N] int64: positions whose hidden state predicts a trained token (the position before it)."""
+    target_ids_N: torch.Tensor
+    """[N] int64: the trained tokens themselves."""
+    last_S: torch.Tensor
+    """[sequences] int64: position of each sequence's last token."""
+    trained_lengths: tuple[int, ...]
+    """Trained tokens of each sequence, to split [N] results again."""
+    attention: "PackedAttention"
+
+    def to(self, device: torch.device) -> "PackedRow":
+        if device.type == "cpu":
+            return self
+        return PackedRow(
+            *(getattr(self, name).to(device) for name in _TENSOR_FIELDS),
+            self.trained_lengths,
+            self.attention.to(device),
+        )
+
+
+_TENSOR_FIELDS = ("token_ids_T", "position_ids_T", "predicting_N", "target_ids_N", "last_S")
+
+
+def plan_rows(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Which sequences share a row: first-fit decreasing. A sequence over the budget gets a row of its own."""
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((r for r, room in enumerate(free) if lengths[index] <= room), None)
+        if row is None:
+            rows.append([])
+            free.append(token_budget)
+            row = len(rows) - 1
+        rows[row].append(index)
+        free[row] -= lengths[index]
+    return [sorted(row) for row in rows]
+
+
+def pack_row(sequences: Sequence[tuple[Int32s, Bools]]) -> PackedRow:
+    """Lay sequences end to end. Each is its token ids and the mask of its trained tokens.
+
+    The first token of a sequence cannot be trained on: nothing predicts it.
+    """
+    lengths = np.array([len(token_ids) for token_ids, _ in sequences])
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    token_ids = np.concatenate([token_ids for token_ids, _ in sequences]).astype(np.int64)
+    trained = np.concatenate([mask for _, mask in sequences])
+    assert not trained[starts].any(), "the first token of a sequence has nothing that predicts it"
+    targets = np.flatnonzero(trained)
+    return PackedRow(
+        token_ids_T=torch.from_numpy(token_ids),
+        position_ids_T=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
+        predicting_N=torch.from_numpy(targets - 1),
+        target_ids_N=torch.from_numpy(token_ids[targets]),
+        last_S=torch.from_numpy(starts + lengths - 1),
+        trained_lengths=tuple(int(mask.sum()) for _, mask in sequences),
+        attention=_bucket_by_length(starts, lengths),
+    )
+
+
+def _bucket_by_length(starts: Int64s, lengths: Int64s) -> PackedAttention:
+    """Group sequences whose lengths share a power of two, so that attention pads less than half."""
+    exponents = np.ceil(np.log2(np.maximum(lengths, 8))).astype(int)
+    buckets, positions = [], []
+    for exponent in np.unique(exponents):
+        members = np.flatnonzero(exponents == exponent)
+        offsets = np.arange(lengths[members].max())
+        gather = starts[members, None] + np.minimum(offsets[None], lengths[members, None] - 1)
+        valid = offsets[None] < lengths[members, None]
+        buckets.append(AttentionBucket(torch.from_numpy(gather), torch.from_numpy(valid)))
+        positions.append(gather[valid])
+    return PackedAttention(tuple(buckets), torch.from_numpy(np.argsort(np.concatenate(positions))))

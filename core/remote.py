@@ -1,0 +1,68 @@
+"""Waiting for another process: every wait has a deadline, and an error that names who did not answer."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Mapping
+from typing import Any, TypeVar
+
+import psutil
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from core.config import Resources
+from core.errors import WorkerError
+
+T = TypeVar("T")
+
+
+async def answer(reference: Awaitable[T], *, who: str, what: str, deadline_s: float) -> T:
+    """The result of a remote call.
+
+    Raises the error that the worker raised (`UserError` stays one), or `WorkerError` if the worker died
+    or did not answer within the deadline.
+    """
+    try:
+        return await asyncio.wait_for(asyncio.ensure_future(_as_coroutine(reference)), deadline_s)
+    except TimeoutError:
+        raise WorkerError(f"{who} did not answer within {deadline_s:g} s ({what})") from None
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayActorError as error:
+        raise WorkerError(f"{who} died ({what}): {error}") from error
+
+
+async def _as_coroutine(reference: Awaitable[T]) -> T:
+    return await reference
+
+
+def actor_options(resources: Resources, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Ray options of a worker: its resources, and threads that do not spin while they wait.
+
+    Left to itself Ray gives an actor one thread, and OpenMP keeps idle threads spinning on cores that the
+    other parts need.
+    """
+    variables = {
+        "OMP_NUM_THREADS": str(resources.threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        **(environment or {}),
+    }
+    return {
+        "num_cpus": resources.num_cpus,
+        "num_gpus": resources.num_gpus,
+        "runtime_env": {"env_vars": variables},
+        "max_restarts": 0,
+    }
+
+
+def own_memory_bytes() -> int:
+    """Resident memory of this process and its children, without what it shares with others."""
+    process = psutil.Process(os.getpid())
+    family = [process, *process.children(recursive=True)]
+    return sum(member.memory_full_info().uss for member in family)
+
+
+def node_address() -> str:
+    """Address of this node, as other nodes reach it."""
+    return str(ray.util.get_node_ip_address())

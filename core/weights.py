@@ -1,0 +1,59 @@
+"""What a weight push consists of, as both of its ends see it: a manifest, and how a tensor is digested."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from blake3 import blake3
+
+from core.messages import Float32s, Int32s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """One tensor of the shared buffer."""
+
+    name: str
+    """Hugging Face parameter name."""
+    dtype: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+    digest: str
+    """BLAKE3 of the tensor's bytes, computed by the learner from what it wrote."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightManifest:
+    """One policy version, lying in shared memory, and how to tell that it arrived."""
+
+    policy_version: int
+    path: str
+    """The buffer, a file in shared memory."""
+    num_bytes: int
+    tensors: tuple[TensorEntry, ...]
+    probe_token_ids_T: Int32s
+    """[T] int32: a sequence that the engine must score like the learner before it serves again."""
+    probe_logprobs_T: Float32s
+    """[T] float32, nats: the learner's log-probs of the probe; 0 for the first token."""
+    max_probe_gap: float
+    """Largest allowed difference on the probe, in nats."""
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """BLAKE3 of a contiguous CPU tensor's bytes, without a copy."""
+    data = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return blake3(data, max_threads=blake3.AUTO).hexdigest()
+
+
+def map_buffer(path: str, num_bytes: int) -> torch.Tensor:
+    """The shared buffer as bytes. The file is created, or grown to size, if need be."""
+    return torch.from_file(path, shared=True, size=num_bytes, dtype=torch.uint8)
+
+
+def view_tensors(buffer: torch.Tensor, entries: tuple[TensorEntry, ...]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) pairs that look into the buffer."""
+    for entry in entries:
+        dtype: torch.dtype = getattr(torch, entry.dtype)
+        num_bytes = torch.Size(entry.shape).numel() * dtype.itemsize
+        flat = buffer[entry.offset_bytes : entry.offset_bytes + num_bytes].view(dtype)
+        yield entry.name, flat.view(entry.shape)

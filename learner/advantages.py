@@ -1,0 +1,122 @@
+"""Scores of completions -> rewards of tokens -> advantages: how much better than expected each choice was.
+
+    scores_B, KL --kl_penalized_rewards--> rewards_BT --gae (with a value model)--> advantages_BT, returns_BT
+    scores_B, group ids --group_advantages | leave_one_out_advantages--> advantages_B (no value model)
+
+Computed once a step over the whole batch, before it is cut into micro-batches; never with gradient.
+Dimension key: B sequences, T token positions. `mask` is True on the tokens that the policy sampled.
+"""
+
+import torch
+from torch import Tensor
+
+from learner.shapes import require_mask, require_same_shape
+
+STD_EPSILON = 1e-6
+"""Keeps a group of nearly equal scores finite; where there is something to learn, scores differ by more."""
+VARIANCE_EPSILON = 1e-8
+"""As in `whiten` of lm-human-preferences (arXiv:2403.17031)."""
+
+
+@torch.no_grad()
+def kl_penalized_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, *, kl_coef: float) -> Tensor:
+    """[B, T]: minus `kl_coef` * KL at every sampled token, plus the score at the last one; 0 elsewhere.
+
+    Its sum over a sequence is score - kl_coef * KL (arXiv:1909.08593, eq. 2; RLHF book, Regularization,
+    eq. 2), with `kl_BT` the per-token estimate, k1 as a rule (see `learner.kl.kl_estimate`).
+    """
+    require_mask(mask_BT, kl=kl_BT)
+    require_same_shape(scores=scores_B, mask_rows=mask_BT[:, 0])
+    if not mask_BT.any(dim=1).all():
+        raise ValueError("a row of the mask is all False: no token to take its score; drop such rollouts")
+    rewards_BT = torch.where(mask_BT, -kl_coef * kl_BT, 0.0)
+    last_B = mask_BT.shape[1] - 1 - mask_BT.int().flip(1).argmax(dim=1)  # argmax gives the first of equals
+    return rewards_BT.scatter_add_(1, last_B[:, None], scores_B[:, None].to(rewards_BT.dtype))
+
+
+@torch.no_grad()
+def gae(
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns [B, T] by generalized advantage estimation; 0 outside the mask.
+
+        A_t = delta_t + gamma lam A_{t+1},  delta_t = r_t + gamma V_{t+1} - V_t,  return_t = A_t + V_t
+
+    (arXiv:1506.02438, eq. 16). `values_BT[t]` is the value before token t is chosen; after the last
+    masked token an episode is over and its value 0. Each row's True positions must be one run, wherever
+    it starts: rewards and values outside it (prompt, padding) are never read.
+    """
+    require_mask(mask_BT, rewards=rewards_BT, values=values_BT)
+    for name, factor in (("gamma", gamma), ("lam", lam)):
+        if not 0 <= factor <= 1:
+            raise ValueError(f"{name} is {factor}; set it in [0, 1] (RLHF uses gamma 1, lam 0.95)")
+    num_runs_B = mask_BT[:, :1].sum(1) + (mask_BT[:, 1:] & ~mask_BT[:, :-1]).sum(1)
+    if (num_runs_B > 1).any():
+        raise ValueError("a row of the mask has a gap; give each run of sampled tokens a row of its own")
+    rewards_BT, values_BT = torch.where(mask_BT, rewards_BT, 0.0), torch.where(mask_BT, values_BT, 0.0)
+    advantages_BT = torch.zeros_like(values_BT)
+    next_advantage_B = next_value_B = torch.zeros_like(values_BT[:, 0])
+    for t in reversed(range(mask_BT.shape[1])):
+        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
+        next_advantage_B = torch.where(mask_BT[:, t], delta_B + gamma * lam * next_advantage_B, 0.0)
+        next_value_B = values_BT[:, t]
+        advantages_BT[:, t] = next_advantage_B
+    return advantages_BT, advantages_BT + values_BT
+
+
+@torch.no_grad()
+def group_advantages(scores_B: Tensor, group_ids_B: Tensor, *, scale_by_std: bool) -> Tensor:
+    """[B]: score minus the mean of its group, divided by the group's standard deviation if `scale_by_std`.
+
+    True is GRPO (arXiv:2402.03300, sec. 4.1.2), with the sample deviation (n - 1) as TRL and verl take
+    it; False is Dr. GRPO (arXiv:2503.20783, sec. 3.2), which does not favour prompts of little spread.
+    Groups may have any size above one and lie in any order; equal scores give exactly 0 in float32.
+    """
+    centered_B, group_of_B, sizes_G = _centered(scores_B, group_ids_B)
+    if scale_by_std:
+        squares_G = torch.zeros_like(sizes_G).index_add_(0, group_of_B, centered_B.square())
+        centered_B = centered_B / ((squares_G / (sizes_G - 1)).sqrt() + STD_EPSILON)[group_of_B]
+    return centered_B.to(scores_B.dtype)
+
+
+@torch.no_grad()
+def leave_one_out_advantages(scores_B: Tensor, group_ids_B: Tensor) -> Tensor:
+    """[B]: score minus the mean score of the OTHERS of its group: RLOO (arXiv:2402.14740; Kool et al. 2019).
+
+    Computed as n / (n - 1) times the distance to the mean of all n. The baseline does not depend on the
+    sample itself, so unlike the group mean it does not shrink the gradient.
+    """
+    centered_B, group_of_B, sizes_G = _centered(scores_B, group_ids_B)
+    return (centered_B * (sizes_G / (sizes_G - 1))[group_of_B]).to(scores_B.dtype)
+
+
+@torch.no_grad()
+def whiten(values_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool) -> Tensor:
+    """[B, T]: scaled to unit variance over all masked tokens, to mean 0 if `shift_mean`; 0 outside the mask.
+
+    `shift_mean=False` keeps the mean, as lm-human-preferences does for rewards (arXiv:2403.17031).
+    Population variance.
+    """
+    require_mask(mask_BT, values=values_BT)
+    if not mask_BT.any():
+        raise ValueError("the mask selects no token; leave empty batches out before whitening")
+    selected = values_BT[mask_BT]
+    mean = selected.mean()
+    scaled_BT = (values_BT - mean) * torch.rsqrt(selected.var(correction=0) + VARIANCE_EPSILON)
+    return torch.where(mask_BT, scaled_BT if shift_mean else scaled_BT + mean, 0.0)
+
+
+def _centered(scores_B: Tensor, group_ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores minus their group's mean [B], each one's group [B] and the groups' sizes [G], in float64:
+    there a mean of equal float32 scores is exact."""
+    require_same_shape(scores=scores_B, group_ids=group_ids_B)
+    ids_G, group_of_B, counts_G = torch.unique(group_ids_B, return_inverse=True, return_counts=True)
+    if (counts_G < 2).any():
+        alone = ids_G[counts_G < 2].tolist()
+        raise ValueError(
+            f"groups {alone[:5]} have one sample, which leaves nothing to compare with; sample at least 2 a "
+            "prompt (group_size), and drop a group as a whole when its rollouts fail"
+        )
+    sizes_G = counts_G.double()
+    means_G = torch.zeros_like(sizes_G).index_add_(0, group_of_B, scores_B.double()) / sizes_G
+    return scores_B.double() - means_G[group_of_B], group_of_B, sizes_G

@@ -1,0 +1,102 @@
+"""Rollout groups -> one rank's batch of tensors -> packed micro-batches.
+
+A batch keeps its per-token numbers padded over the completions' tokens, which is what GAE and group
+advantages want; the networks see packed rows without padding. `Batch.select` goes from one to the other.
+
+Dimension key: B rollouts of this rank, T completion tokens (padded), N trained tokens of one packed row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from core.messages import Bools, Int32s, Rollout, RolloutGroup
+from core.packing import PackedRow, pack_row, plan_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One rank's share of a step. Rollouts of a group lie side by side, so that the prompt they share
+    can be forwarded once for all of them."""
+
+    sequences: list[tuple[Int32s, Bools]]
+    """Token ids (prompt, then completion) and the mask of trained tokens, one pair a rollout."""
+    group_ids_B: torch.Tensor
+    """[B] int64: which rollouts share a prompt."""
+    scores_B: torch.Tensor
+    """[B] float32: weighted reward, before the KL penalty."""
+    mask_BT: torch.Tensor
+    """[B, T] bool: True on completion tokens, False on padding."""
+    behavior_logprobs_BT: torch.Tensor
+    """[B, T] float32, nats; 0 on padding."""
+    reference_logprobs_BT: torch.Tensor
+    """[B, T] float32, nats; 0 on padding."""
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def select(self, padded_BT: torch.Tensor, members: Sequence[int]) -> torch.Tensor:
+        """[N]: a padded quantity of some rollouts, in the order in which a packed row of them has it."""
+        index = torch.as_tensor(members)
+        return padded_BT[index][self.mask_BT[index]]
+
+    def scatter(self, packed_N: torch.Tensor, members: Sequence[int], into_BT: torch.Tensor) -> None:
+        """Write a packed row's quantity back where it belongs."""
+        rows = torch.zeros(self.mask_BT[list(members)].shape, dtype=into_BT.dtype)
+        rows[self.mask_BT[list(members)]] = packed_N.to(into_BT)
+        into_BT[list(members)] = rows
+
+    def rows(self, members: Sequence[int], token_budget: int) -> list[tuple[list[int], PackedRow]]:
+        """The rollouts, packed into rows of at most `token_budget` tokens: (which, row) pairs."""
+        plan = plan_rows([len(self.sequences[member][0]) for member in members], token_budget)
+        chosen = [[members[place] for place in places] for places in plan]
+        return [(row, pack_row([self.sequences[member] for member in row])) for row in chosen]
+
+
+def make_batch(groups: Sequence[RolloutGroup]) -> Batch:
+    """One rank's groups as tensors. Raises ValueError for a completion without a token."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lengths = [rollout.completion.num_completion_tokens for rollout in rollouts]
+    if min(lengths) < 1:
+        raise ValueError("a rollout has no completion token, so there is nothing to train on")
+    mask_BT = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    return Batch(
+        sequences=[(rollout.completion.token_ids_T, rollout.completion.sampled_T) for rollout in rollouts],
+        group_ids_B=torch.tensor([index for index, group in enumerate(groups) for _ in group.rollouts]),
+        scores_B=torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float32),
+        mask_BT=mask_BT,
+        behavior_logprobs_BT=_padded([r.completion.behavior_logprobs_T for r in rollouts], rollouts, mask_BT),
+        reference_logprobs_BT=_padded([r.reference_logprobs_T for r in rollouts], rollouts, mask_BT),
+    )
+
+
+def share_of_rank(groups: Sequence[RolloutGroup], rank: int, world_size: int) -> list[RolloutGroup]:
+    """The groups that a rank trains on: whole groups, tokens spread as evenly as greedy choice does."""
+    loads = [0] * world_size
+    shares: list[list[int]] = [[] for _ in range(world_size)]
+    for index in sorted(range(len(groups)), key=lambda i: -groups[i].num_tokens):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(index)
+        loads[lightest] += groups[index].num_tokens
+    return [groups[index] for index in sorted(shares[rank])]
+
+
+def split_minibatches(batch: Batch, count: int, *, seed: tuple[int, ...]) -> list[list[int]]:
+    """`count` lists of rollouts, groups kept whole, in an order that the seed decides."""
+    num_groups = int(batch.group_ids_B.max()) + 1
+    order = np.random.default_rng(seed).permutation(num_groups)
+    return [
+        [int(member) for member in torch.isin(batch.group_ids_B, torch.from_numpy(part)).nonzero()[:, 0]]
+        for part in np.array_split(order, count)
+    ]
+
+
+def _padded(
+    values: list[np.ndarray[tuple[int], np.dtype[np.float32]]], rollouts: list[Rollout], mask_BT: torch.Tensor
+) -> torch.Tensor:
+    padded_BT = torch.zeros(mask_BT.shape)
+    sampled = [value[rollout.completion.sampled_T] for value, rollout in zip(values, rollouts, strict=True)]
+    padded_BT[mask_BT] = torch.from_numpy(np.concatenate(sampled))
+    return padded_BT

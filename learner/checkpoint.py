@@ -1,0 +1,68 @@
+"""What the learner writes to disk: its whole state to go on from, and the policy as a Hugging Face model.
+
+A checkpoint folder of the learner:
+
+    policy/state/...        DeepSpeed's files: weights and optimizer state, one set a rank
+    value_model/state/...   the same, where there is a value model
+    learner.json            policy version and the KL controller's state
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from core.errors import UserError
+from learner.engine import ZeroEngine
+from learner.learner import Learner
+
+TAG = "state"
+
+
+def save(learner: Learner, folder: Path, *, rank: int) -> None:
+    """Write the learner's state. All ranks must call; the folder becomes a checkpoint when the trainer renames it."""
+    for name, engine in _engines(learner):
+        engine.save(folder / name, TAG)
+    if rank == 0:
+        state = {"policy_version": learner.policy_version, "kl_controller": learner.kl_controller.state()}
+        (folder / "learner.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+
+
+def load(learner: Learner, folder: Path) -> None:
+    """Go on from what `save` wrote. All ranks must call. Raises `UserError` for another shape of learner."""
+    file = folder / "learner.json"
+    if not file.is_file():
+        raise UserError(f"{folder}: no learner.json, so this is not a checkpoint of a learner")
+    for name, engine in _engines(learner):
+        engine.load(folder / name, TAG)
+    state = json.loads(file.read_text(encoding="utf-8"))
+    learner.policy_version = state["policy_version"]
+    learner.kl_controller.load(state["kl_controller"])
+
+
+def save_model(learner: Learner, folder: Path, *, tokenizer_from: Path, rank: int) -> None:
+    """The policy as a Hugging Face checkpoint with its tokenizer, whole or not at all. All ranks must call."""
+    weights = {}
+    for name, parameter in learner.policy.full_parameters():
+        if rank == 0:
+            weights[name.removeprefix("model.")] = parameter.to("cpu", copy=True)
+    if rank != 0:
+        return
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model = learner.policy.module.model
+    assert isinstance(model, torch.nn.Module)
+    model.save_pretrained(unfinished, state_dict=weights)  # type: ignore[operator]
+    for file in tokenizer_from.iterdir():
+        if file.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "generation")):
+            shutil.copy2(file, unfinished / file.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def _engines(learner: Learner) -> list[tuple[str, ZeroEngine]]:
+    engines = [("policy", learner.policy)]
+    if learner.value_model is not None:
+        engines.append(("value_model", learner.value_model))
+    return engines

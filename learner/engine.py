@@ -1,0 +1,193 @@
+"""The door to DeepSpeed: a module whose weights, gradients and optimizer state ZeRO may shard.
+
+Import this only in a process whose environment names its rank (see `join_group`): DeepSpeed reads it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from core.errors import UserError
+from learner.config import LearnerConfig
+
+T = TypeVar("T")
+
+GATHER_BYTES = 64 * 2**20
+"""ZeRO-3 gathers parameters for a push in buckets of about this size, so that no rank holds a second model."""
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss, gradient or weight is NaN or infinite. Raised before the weights change."""
+
+
+def join_group(*, rank: int, world_size: int, address: str, port: int, deadline_s: float) -> None:
+    """Make this process a rank of the learner group: gloo on CPUs, NCCL on GPUs."""
+    cuda = torch.cuda.is_available()
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world_size))
+    os.environ.update(LOCAL_RANK="0", LOCAL_SIZE=str(world_size))
+    if not cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    backend = "nccl" if cuda else "gloo"
+    deepspeed.init_distributed(
+        dist_backend=backend, timeout=timedelta(seconds=deadline_s), verbose=False, auto_mpi_discovery=False
+    )
+
+
+def leave_group() -> None:
+    """Destroy the process group; without this gloo aborts the process at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks, on every rank."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def all_reduce_max(value: int) -> int:
+    """The largest value of any rank, on every rank."""
+    tensor = torch.tensor(value)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def all_gather(parts: list[T]) -> list[T]:
+    """The parts of all ranks, in order of rank, on every rank."""
+    if dist.get_world_size() == 1:
+        return parts
+    gathered: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, parts)
+    return [part for share in gathered for part in share]
+
+
+class ZeroEngine:
+    """One network and its optimizer.
+
+        for row in rows:
+            engine.backward(loss_of(engine(row)), last=row is rows[-1])
+        gradient_norm = engine.step(learning_rate)
+    """
+
+    def __init__(self, module: nn.Module, config: LearnerConfig, *, dtype: str) -> None:
+        self._stage = config.zero_stage
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        if config.gradient_checkpointing:
+            module.model.gradient_checkpointing_enable()  # type: ignore[union-attr,operator]
+        module.train()  # from_pretrained leaves it in eval mode, where checkpointing silently does nothing
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in module.parameters() if parameter.requires_grad],
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=_deepspeed_config(config, self._dtype)
+        )
+        self.module: nn.Module = self._engine.module
+        self._broken_gradient = False
+        embedding = module.model.get_input_embeddings()  # type: ignore[union-attr,operator]
+        embedding.register_forward_hook(self._watch_gradient)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    def __call__(self, *inputs: Any) -> torch.Tensor:
+        """Forward, recording what backward needs."""
+        output: torch.Tensor = self._engine(*inputs)
+        return output
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Accumulate gradients. `last` marks the micro-batch after which `step` follows.
+
+        Raises `NonFiniteError` for a loss or a gradient that is not finite; the weights are unchanged.
+        DeepSpeed averages over ranks, and losses are normalised over all of them: hence the factor.
+        """
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(f"the loss is {float(loss)}")
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * dist.get_world_size())
+        if self._broken_gradient:
+            raise NonFiniteError("a gradient is not finite, although the loss is")
+        if not last:
+            self._engine.step()  # only counts the micro-batch
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update the weights, and give the gradient's norm before clipping."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, full tensor) of every parameter, in one order. All ranks must iterate together."""
+        for bucket in self._buckets():
+            with self._gathered([parameter for _, parameter in bucket]):
+                for name, parameter in bucket:
+                    yield name, parameter.detach()
+
+    def parameter_shapes(self) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
+        """(name, full shape, dtype) of every parameter, in the order of `full_parameters`."""
+        for name, parameter in self.module.named_parameters():
+            yield name, tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.dtype
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write weights and optimizer state. All ranks must call."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Read what `save` wrote, on the same number of ranks and ZeRO stage. Raises `UserError`."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise UserError(f"{folder / tag}: no checkpoint of this learner's world size and ZeRO stage")
+
+    def _watch_gradient(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        """A NaN anywhere in the backward pass reaches the embeddings' gradient: look there."""
+        if output.requires_grad:
+            output.register_hook(self._check_gradient)
+
+    def _check_gradient(self, gradient: torch.Tensor) -> None:
+        self._broken_gradient |= not bool(torch.isfinite(gradient).all())
+
+    def _gathered(self, parameters: list[nn.Parameter]) -> Any:
+        return deepspeed.zero.GatheredParameters(parameters) if self._stage == 3 else nullcontext()
+
+    def _buckets(self) -> Iterator[list[tuple[str, nn.Parameter]]]:
+        bucket: list[tuple[str, nn.Parameter]] = []
+        size = 0
+        for name, parameter in self.module.named_parameters():
+            bucket.append((name, parameter))
+            size += _full_numel(parameter) * parameter.element_size()
+            if size >= GATHER_BYTES:
+                yield bucket
+                bucket, size = [], 0
+        if bucket:
+            yield bucket
+
+
+def _full_numel(parameter: nn.Parameter) -> int:
+    """ZeRO-3 leaves an empty tensor behind, so `numel()` would say 0."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _deepspeed_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": config.zero_stage},
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "gradient_clipping": config.gradient_clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }

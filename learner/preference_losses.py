@@ -1,0 +1,210 @@
+"""Scores or log-probs of compared completions -> the scalars to minimize: reward models, DPO and relatives.
+
+Log-probs here are of whole completions: summed over their tokens, in nats. Every loss is a mean over pairs
+(`k_wise_loss`: over prompts) and takes its micro-batch's share of it: give `normalizer`, the count over all
+micro-batches and ranks of the step, and shares and metrics sum to those of the whole batch. Without it,
+this call is the whole batch. Metrics are detached; `accuracy` counts pairs told apart rightly, ties as wrong.
+
+Dimension key: B pairs or prompts, K completions ranked for a prompt.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from learner.losses import Metrics
+from learner.shapes import require_same_shape
+
+DPOVariant = Literal["sigmoid", "ipo", "conservative"]
+
+
+def bradley_terry_loss(
+    chosen_B: Tensor,
+    rejected_B: Tensor,
+    *,
+    margin: Tensor | float | None = None,
+    normalizer: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """-log sigmoid(chosen - rejected - margin), from scores of a reward model (arXiv:2203.02155, eq. 1).
+
+    A margin [B] says how much better the chosen one was rated (Llama 2, arXiv:2307.09288, eq. 2).
+    Adding one constant to all scores changes nothing.
+    """
+    require_same_shape(chosen=chosen_B, rejected=rejected_B)
+    if isinstance(margin, Tensor):
+        require_same_shape(chosen=chosen_B, margin=margin)
+    gap_B = chosen_B - rejected_B
+    loss = _mean(-logsigmoid(gap_B if margin is None else gap_B - margin), normalizer)
+    return loss, _metrics("bradley_terry_loss", loss, gap_B, normalizer)
+
+
+def k_wise_loss(
+    scores_BK: Tensor, ranks_BK: Tensor, *, normalizer: float | None = None
+) -> tuple[Tensor, Metrics]:
+    """Bradley-Terry over all pairs of a ranking: mean over the pairs of a prompt, then over prompts.
+
+    (arXiv:2203.02155, eq. 1, with 1 / (K choose 2).) Rank 0 is best; equal ranks are ties and make no
+    pair, since they say nothing about order; a negative rank marks an empty place, for prompts with fewer
+    than K completions. Every prompt weighs the same, whatever its number of pairs.
+    """
+    require_same_shape(scores=scores_BK, ranks=ranks_BK)
+    present_BK = ranks_BK >= 0
+    better_BKK = ranks_BK[:, :, None] < ranks_BK[:, None, :]  # first beats second
+    better_BKK = better_BKK & present_BK[:, :, None] & present_BK[:, None, :]
+    num_pairs_B = better_BKK.sum(dim=(1, 2))
+    if (num_pairs_B == 0).any():
+        row = int((num_pairs_B == 0).nonzero()[0])
+        raise ValueError(
+            f"prompt {row} of the batch has no two different ranks; drop prompts that are all ties"
+        )
+    scores_BK = torch.where(present_BK, scores_BK, 0.0)
+    gap_BKK = scores_BK[:, :, None] - scores_BK[:, None, :]
+
+    def per_prompt(values_BKK: Tensor) -> Tensor:
+        return torch.where(better_BKK, values_BKK, 0.0).sum(dim=(1, 2)) / num_pairs_B
+
+    loss = _mean(per_prompt(-logsigmoid(gap_BKK)), normalizer)
+    accuracy_B = per_prompt((gap_BKK > 0).to(scores_BK.dtype))
+    return loss, {
+        "k_wise_loss": loss.detach(),
+        "accuracy": _mean(accuracy_B, normalizer),
+        "margin": _mean(per_prompt(gap_BKK.detach()), normalizer),
+    }
+
+
+def dpo_loss(
+    policy_chosen_B: Tensor,
+    policy_rejected_B: Tensor,
+    reference_chosen_B: Tensor,
+    reference_rejected_B: Tensor,
+    *,
+    beta: float,
+    variant: DPOVariant = "sigmoid",
+    label_smoothing: float = 0.0,
+    normalizer: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """Makes the policy its own reward model, with reward beta * log(policy / reference).
+
+    With h the log-ratio of the chosen completion minus that of the rejected one:
+
+        sigmoid       -log sigmoid(beta h)                                    (DPO, arXiv:2305.18290, eq. 7)
+        ipo           (h - 1 / (2 beta))^2, which has an optimum at finite h  (IPO, arXiv:2310.12036, eq. 17)
+        conservative  -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h),  (cDPO, Mitchell 2023)
+                      for labels wrong with probability e = `label_smoothing`
+
+    The metrics `chosen_reward`, `rejected_reward` and `margin` carry beta.
+    """
+    gap_B = _log_ratio_gap(policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B)
+    _require_positive("beta", beta)
+    if not (0 < label_smoothing < 0.5 if variant == "conservative" else label_smoothing == 0):
+        raise ValueError(
+            f"label_smoothing is {label_smoothing} with variant {variant!r}; set it in (0, 0.5) with "
+            "'conservative', and leave it at 0 otherwise"
+        )
+    match variant:
+        case "sigmoid":
+            losses_B = -logsigmoid(beta * gap_B)
+        case "ipo":
+            losses_B = (gap_B - 1 / (2 * beta)).square()
+        case "conservative":
+            right_B, wrong_B = -logsigmoid(beta * gap_B), -logsigmoid(-beta * gap_B)
+            losses_B = (1 - label_smoothing) * right_B + label_smoothing * wrong_B
+        case _:
+            raise ValueError(f"no DPO variant {variant!r}; choose one of sigmoid, ipo, conservative")
+    loss = _mean(losses_B, normalizer)
+    return loss, {
+        **_metrics("dpo_loss", loss, beta * gap_B, normalizer),
+        "chosen_reward": _mean(beta * (policy_chosen_B - reference_chosen_B).detach(), normalizer),
+        "rejected_reward": _mean(beta * (policy_rejected_B - reference_rejected_B).detach(), normalizer),
+    }
+
+
+def rpo_loss(
+    policy_chosen_B: Tensor,
+    policy_rejected_B: Tensor,
+    reference_chosen_B: Tensor,
+    reference_rejected_B: Tensor,
+    reward_gap_B: Tensor,
+    *,
+    beta: float,
+    eta: float,
+    normalizer: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """DPO that knows how much better: the gap of implicit rewards is to match eta * the reward model's gap.
+
+        KL( Bernoulli(sigmoid(eta * reward gap)) || Bernoulli(sigmoid(beta h)) )
+
+    with h as in `dpo_loss` and `reward_gap_B` chosen minus rejected (Nemotron-4, arXiv:2406.11704,
+    sec. 3.3.2). It is 0, not merely small, where the gaps match.
+    """
+    gap_B = _log_ratio_gap(policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B)
+    require_same_shape(policy_chosen=policy_chosen_B, reward_gap=reward_gap_B)
+    _require_positive("beta", beta)
+    _require_positive("eta", eta)
+    implicit_B, target_B = beta * gap_B, eta * reward_gap_B.detach()
+    win_B = target_B.sigmoid() * (logsigmoid(target_B) - logsigmoid(implicit_B))
+    lose_B = (-target_B).sigmoid() * (logsigmoid(-target_B) - logsigmoid(-implicit_B))
+    loss = _mean(win_B + lose_B, normalizer)
+    return loss, _metrics("rpo_loss", loss, implicit_B, normalizer)
+
+
+def rebel_loss(
+    policy_first_B: Tensor,
+    policy_second_B: Tensor,
+    behavior_first_B: Tensor,
+    behavior_second_B: Tensor,
+    reward_gap_B: Tensor,
+    *,
+    eta: float,
+    normalizer: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """Regression of relative rewards: (h / eta - reward gap)^2 (REBEL, arXiv:2404.16767, algorithm 1).
+
+    h is the log-ratio policy / behavior of the first completion minus that of the second: the behavior
+    policy is the policy of the last iteration, which sampled both. `reward_gap_B` is first minus second,
+    of either sign. `accuracy` counts pairs where h has the sign of the reward gap.
+    """
+    gap_B = _log_ratio_gap(policy_first_B, policy_second_B, behavior_first_B, behavior_second_B)
+    require_same_shape(policy_first=policy_first_B, reward_gap=reward_gap_B)
+    _require_positive("eta", eta)
+    reward_gap_B = reward_gap_B.detach()
+    loss = _mean((gap_B / eta - reward_gap_B).square(), normalizer)
+    return loss, _metrics("rebel_loss", loss, gap_B * reward_gap_B.sign() / eta, normalizer)
+
+
+def _log_ratio_gap(
+    policy_first_B: Tensor, policy_second_B: Tensor, old_first_B: Tensor, old_second_B: Tensor
+) -> Tensor:
+    require_same_shape(
+        policy_first=policy_first_B,
+        policy_second=policy_second_B,
+        old_first=old_first_B,
+        old_second=old_second_B,
+    )
+    return (policy_first_B - old_first_B.detach()) - (policy_second_B - old_second_B.detach())
+
+
+def _metrics(loss_name: str, loss: Tensor, margin_B: Tensor, normalizer: float | None) -> Metrics:
+    margin_B = margin_B.detach()
+    return {
+        loss_name: loss.detach(),
+        "accuracy": _mean((margin_B > 0).to(margin_B.dtype), normalizer),
+        "margin": _mean(margin_B, normalizer),
+    }
+
+
+def _mean(values_B: Tensor, normalizer: float | None) -> Tensor:
+    if normalizer is None:
+        normalizer = values_B.numel()
+    if not normalizer > 0:
+        raise ValueError(
+            f"normalizer is {normalizer}; give the global count of pairs (k_wise_loss: of prompts)"
+        )
+    return values_B.sum() / normalizer
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} is {value}; set it above 0 (such as 0.1)")

@@ -1,0 +1,117 @@
+"""The learner's end of a weight push: pack the policy into shared memory, with digests and a probe.
+
+The engine's end is `actors/weight_pull.py`.
+"""
+
+import os
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.messages import Int32s
+from core.packing import pack_row
+from core.weights import TensorEntry, WeightManifest, digest, map_buffer, view_tensors
+from learner.engine import ZeroEngine
+from learner.learner import Learner
+
+SHARED_MEMORY = Path("/dev/shm")
+ALIGNMENT_BYTES = 64
+"""Tensors start at cache lines."""
+
+
+class WeightPush:
+    """One buffer in shared memory, rewritten for every policy version.
+
+    A version may be packed once every worker has taken the one before: they read the same bytes.
+    """
+
+    def __init__(self, learner: Learner, *, rank: int, probe_token_ids_T: Int32s, max_probe_gap: float) -> None:
+        self._learner = learner
+        self._rank = rank
+        self._probe_token_ids_T = probe_token_ids_T
+        self._max_probe_gap = max_probe_gap
+        self._path = SHARED_MEMORY / f"leash-weights-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._layout = _layout(learner.policy)
+        self._num_bytes = self._layout[-1].offset_bytes + _nbytes(self._layout[-1])
+        self._buffer: torch.Tensor | None = None
+        self._copy: torch.Tensor | None = None
+
+    def pack(self) -> tuple[WeightManifest | None, dict[str, float]]:
+        """The manifest (rank 0 alone has one) and what it took. All ranks must call: ZeRO-3 gathers."""
+        started = time.perf_counter()
+        entries = self._write()
+        packed = time.perf_counter()
+        probe_logprobs_T = self._score_probe()
+        timing = {"pack_s": packed - started, "probe_s": time.perf_counter() - packed}
+        if self._rank != 0:
+            return None, timing
+        manifest = WeightManifest(
+            policy_version=self._learner.policy_version,
+            path=str(self._path),
+            num_bytes=self._num_bytes,
+            tensors=entries,
+            probe_token_ids_T=self._probe_token_ids_T,
+            probe_logprobs_T=probe_logprobs_T,
+            max_probe_gap=self._max_probe_gap,
+        )
+        return manifest, timing | {"copy_s": self._time_plain_copy(), "bytes": float(self._num_bytes)}
+
+    def close(self) -> None:
+        """Give the shared memory back."""
+        self._path.unlink(missing_ok=True)
+
+    def _write(self) -> tuple[TensorEntry, ...]:
+        views = {}
+        if self._rank == 0:
+            if self._buffer is None:
+                self._buffer = map_buffer(str(self._path), self._num_bytes)
+            views = dict(view_tensors(self._buffer, self._layout))
+        entries = []
+        for entry, (_, parameter) in zip(self._layout, self._learner.policy.full_parameters(), strict=True):
+            if self._rank == 0:
+                view = views[entry.name]
+                view.copy_(parameter)
+                entries.append(replace(entry, digest=digest(view)))
+        return tuple(entries)
+
+    def _score_probe(self) -> Any:
+        token_ids_T = self._probe_token_ids_T
+        row = pack_row([(token_ids_T, np.arange(len(token_ids_T)) > 0)])
+        logprobs = self._learner.probe_logprobs(row).float().numpy()
+        return np.concatenate([np.zeros(1, dtype=np.float32), logprobs])
+
+    def _time_plain_copy(self) -> float:
+        """Seconds to copy as many bytes within memory: what the push is measured against."""
+        assert self._buffer is not None
+        if self._copy is None:
+            self._copy = torch.zeros_like(self._buffer)
+        started = time.perf_counter()
+        self._copy.copy_(self._buffer)
+        return time.perf_counter() - started
+
+
+def _layout(policy: ZeroEngine) -> tuple[TensorEntry, ...]:
+    """Where each tensor goes. Names are those of the Hugging Face model, without our wrapper's prefix."""
+    entries, offset = [], 0
+    for name, shape, dtype in policy.parameter_shapes():
+        entry = TensorEntry(
+            name=name.removeprefix("model."),
+            dtype=str(dtype).removeprefix("torch."),
+            shape=shape,
+            offset_bytes=offset,
+            digest="",
+        )
+        entries.append(entry)
+        offset += -(-_nbytes(entry) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    return tuple(entries)
+
+
+def _nbytes(entry: TensorEntry) -> int:
+    dtype: torch.dtype = getattr(torch, entry.dtype)
+    return torch.Size(entry.shape).numel() * dtype.itemsize
+

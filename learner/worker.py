@@ -1,0 +1,202 @@
+"""The learner at Ray's edge: one Ray actor a rank, and the group of them as one object."""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from core.config import ModelConfig
+from core.errors import UserError
+from core.messages import Int32s, RolloutGroup
+from core.remote import actor_options, answer, node_address, own_memory_bytes
+from core.weights import WeightManifest
+from learner.config import AlgorithmConfig, KLConfig, LearnerConfig, PPOConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSetup:
+    """What a rank needs to build its share of the learner."""
+
+    model_path: Path
+    model: ModelConfig
+    value_model_path: Path | None
+    config: LearnerConfig
+    algorithm: AlgorithmConfig
+    kl: KLConfig
+    temperature: float
+    seed: int
+    probe_token_ids_T: Int32s
+    max_probe_gap: float
+    deadline_s: float
+
+
+class LearnerWorker:
+    """One rank. Torch and DeepSpeed are imported here and not by the driver."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def rendezvous(self) -> tuple[str, int]:
+        """An address and a free port, where this rank (0) can wait for the others."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return node_address(), probe.getsockname()[1]
+
+    def start(self, setup: LearnerSetup, address: str, port: int) -> None:
+        """Join the group and load the networks."""
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
+        # Heavy imports stay out of the driver, which only needs this module's handles.
+        import torch
+
+        from core.models import check_same_tokenizer, load_policy, load_scalar_model
+        from learner.engine import ZeroEngine, join_group
+        from learner.learner import Learner
+        from learner.weight_push import WeightPush
+
+        torch.set_num_threads(setup.config.resources.threads)
+        world_size = setup.config.world_size
+        join_group(rank=self._rank, world_size=world_size, address=address, port=port, deadline_s=setup.deadline_s)
+        dtype = setup.model.dtype
+        policy = ZeroEngine(load_policy(setup.model_path, dtype), setup.config, dtype=dtype)
+        value_model = None
+        if isinstance(setup.algorithm, PPOConfig):
+            assert setup.value_model_path is not None
+            check_same_tokenizer(setup.model_path, setup.value_model_path)
+            value_model = ZeroEngine(load_scalar_model(setup.value_model_path, dtype), setup.config, dtype=dtype)
+        self._setup = setup
+        self._learner = Learner(
+            rank=self._rank,
+            world_size=world_size,
+            config=setup.config,
+            algorithm=setup.algorithm,
+            kl=setup.kl,
+            policy=policy,
+            value_model=value_model,
+            temperature=setup.temperature,
+            seed=setup.seed,
+        )
+        self._push = WeightPush(
+            self._learner,
+            rank=self._rank,
+            probe_token_ids_T=setup.probe_token_ids_T,
+            max_probe_gap=setup.max_probe_gap,
+        )
+
+    def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        started = time.perf_counter()
+        metrics = self._learner.train_step(groups)
+        return metrics | {"learn_s": time.perf_counter() - started}
+
+    def pack_weights(self) -> tuple[WeightManifest | None, dict[str, float]]:
+        return self._push.pack()
+
+    def save(self, folder: Path) -> None:
+        from learner.checkpoint import save  # heavy, see `start`
+
+        save(self._learner, folder, rank=self._rank)
+
+    def load(self, folder: Path) -> int:
+        """The policy version that training goes on from."""
+        from learner.checkpoint import load  # heavy, see `start`
+
+        load(self._learner, folder)
+        return self._learner.policy_version
+
+    def save_model(self, folder: Path) -> None:
+        from learner.checkpoint import save_model  # heavy, see `start`
+
+        save_model(self._learner, folder, tokenizer_from=self._setup.model_path, rank=self._rank)
+
+    def memory_bytes(self) -> int:
+        return own_memory_bytes()
+
+    def close(self) -> None:
+        """Leave the process group and give back shared memory."""
+        from learner.engine import leave_group  # heavy, see `start`
+
+        self._push.close()
+        leave_group()
+        for leftover in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.environ.get('MASTER_PORT')}*"):
+            leftover.unlink(missing_ok=True)
+
+
+class LearnerGroup:
+    """All ranks as one learner. Every call goes to every rank, because ZeRO's collectives need them all."""
+
+    def __init__(self, actors: Sequence[Any], *, learn_s: float, push_s: float) -> None:
+        self._actors = actors
+        self._learn_s = learn_s
+        self._push_s = push_s
+
+    @classmethod
+    def create(
+        cls, setup: LearnerSetup, scheduling: Sequence[Any], *, learn_s: float, push_s: float
+    ) -> "LearnerGroup":
+        """Ask Ray for the ranks' processes, one at each scheduling place."""
+        options = actor_options(setup.config.resources, {"LOCAL_SIZE": str(setup.config.world_size)})
+        remote_class = ray.remote(LearnerWorker)
+        actors = [
+            remote_class.options(**options, name=None, scheduling_strategy=place).remote(rank)
+            for rank, place in enumerate(scheduling)
+        ]
+        return cls(actors, learn_s=learn_s, push_s=push_s)
+
+    async def start(self, setup: LearnerSetup) -> None:
+        """Load the networks on every rank. Raises `UserError` or `WorkerError`, naming the rank."""
+        address, port = await answer(
+            self._actors[0].rendezvous.remote(), who="learner rank 0", what="starting", deadline_s=setup.deadline_s
+        )
+        await self._all("start", setup, address, port, what="starting", deadline_s=setup.deadline_s)
+
+    async def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """One optimizer phase; metrics, the same from every rank."""
+        reference = ray.put(list(groups))
+        metrics = await self._all("train_step", reference, what="learning", deadline_s=self._learn_s)
+        first: dict[str, float] = metrics[0]
+        return first
+
+    async def pack_weights(self) -> tuple[WeightManifest, dict[str, float]]:
+        """Lay the present weights out for the rollout workers."""
+        answers = await self._all("pack_weights", what="packing weights", deadline_s=self._push_s)
+        manifest, timing = answers[0]
+        assert manifest is not None
+        return manifest, timing
+
+    async def save(self, folder: Path) -> None:
+        await self._all("save", folder, what="saving", deadline_s=self._learn_s)
+
+    async def load(self, folder: Path) -> int:
+        versions = await self._all("load", folder, what="loading a checkpoint", deadline_s=self._learn_s)
+        if len(set(versions)) != 1:
+            raise UserError(f"{folder}: its ranks are at different versions {versions}; use an older checkpoint")
+        return int(versions[0])
+
+    async def save_model(self, folder: Path) -> None:
+        await self._all("save_model", folder, what="saving the model", deadline_s=self._learn_s)
+
+    async def memory_bytes(self) -> dict[str, int]:
+        """Resident bytes of each rank."""
+        sizes = await self._all("memory_bytes", what="measuring memory", deadline_s=60)
+        return {f"learner-{rank}": size for rank, size in enumerate(sizes)}
+
+    async def close(self) -> None:
+        await self._all("close", what="closing", deadline_s=30)
+
+    async def _all(self, method: str, *arguments: Any, what: str, deadline_s: float) -> list[Any]:
+        """Call every rank and wait for all; the first error ends the wait."""
+        calls = [
+            answer(
+                getattr(actor, method).remote(*arguments),
+                who=f"learner rank {rank}",
+                what=what,
+                deadline_s=deadline_s,
+            )
+            for rank, actor in enumerate(self._actors)
+        ]
+        return list(await asyncio.gather(*calls))

@@ -1,0 +1,156 @@
+"""The `leash` command: what people type becomes one call, what goes wrong a sentence and an exit code.
+
+Exit codes: 0 done, 1 another process failed, 2 bad input, 130 interrupted. Our own bugs keep their traceback.
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from core.errors import UserError, WorkerError
+from orchestration.assets import ASSET_PREFIX, RATINGS, prepare
+from orchestration.config import Recipe
+from orchestration.recipe import find_recipe, load_recipe
+from orchestration.recipe_text import describe
+
+_DESCRIPTION = """\
+Reinforcement learning from human feedback for language models, kept on a leash:
+as close to the reference as you say, from a laptop's two cores to a cluster.
+"""
+_EPILOG = """\
+A RECIPE is a TOML file, or the bare name of one in deploy/recipes. KEY=VALUE overrides one of its keys:
+
+  leash demo                                              the whole loop on this machine
+  leash validate movie-reviews                            every key, its value and its meaning
+  leash train movie-reviews kl.kl_coef=0.1 trainer.steps=40
+  leash train my.toml rewards.0.weight=0.5 --run runs/a   a second reward, at half weight
+  leash train my.toml --run runs/a --resume               go on where that run stopped
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Wrong options end in argparse's SystemExit, with code 2 too."""
+    args = _parse(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a policy may write what this terminal cannot show
+    try:
+        command: Callable[[argparse.Namespace], None] = args.command
+        command(args)
+    except UserError as error:
+        _say_error(str(error))
+        return 2
+    except WorkerError as error:
+        _say_error(str(error))
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> None:
+    recipe = _load(args)
+    print(describe(recipe), end="")
+    print(f"{find_recipe(args.recipe)}: valid", file=sys.stderr)
+
+
+def _train(args: argparse.Namespace) -> None:
+    recipe = _load(args)
+    if args.resume and args.run is None:
+        raise UserError("--resume: goes on with a run, so it needs its folder; add --run FOLDER")
+    # Imports torch and Ray, seconds that whoever only asks for help or a check must not wait.
+    from orchestration.run import train
+
+    train(recipe, run_folder=args.run, resume=args.resume, address=args.address)
+
+
+def _reward(args: argparse.Namespace) -> None:
+    recipe = _load(args)
+    if recipe.reward_model is None:
+        raise UserError(
+            f"{find_recipe(args.recipe)}: has no reward model to train; add a [reward_model] table"
+        )
+    # Imports torch, as above.
+    from orchestration.run import train_reward_model
+
+    print(f"reward model: {train_reward_model(recipe)}")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    recipe = _load(args)
+    for name in _assets(recipe):
+        prepare(name)
+    # Imports torch and Ray, as above.
+    from orchestration.run import train, train_reward_model
+
+    if recipe.reward_model is not None:
+        train_reward_model(recipe)
+    train(recipe, run_folder=None, resume=False, address=None)
+
+
+def _load(args: argparse.Namespace) -> Recipe:
+    return load_recipe(find_recipe(args.recipe), args.overrides)
+
+
+def _assets(recipe: Recipe) -> list[str]:
+    """Names of the models and data that the recipe needs from the cache."""
+    paths = [recipe.model.path, *(getattr(reward, "path", None) or "" for reward in recipe.rewards)]
+    names = [path.removeprefix(ASSET_PREFIX) for path in paths if path.startswith(ASSET_PREFIX)]
+    uses_ratings = recipe.reward_model is not None or recipe.prompts.kind == RATINGS.name
+    return list(dict.fromkeys([*names, RATINGS.name] if uses_ratings else names))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="leash",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(command=command)
+        if name == "demo":
+            added.add_argument(
+                "--recipe", metavar="RECIPE", default="movie-reviews", help="default: %(default)s"
+            )
+        else:
+            added.add_argument("recipe", metavar="RECIPE", help="a TOML file, or a name in deploy/recipes")
+        added.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides a key of the recipe")
+        return added
+
+    add("demo", _demo, "fetch what is missing, learn the reward model, train, and compare before and after")
+    train = add("train", _train, "train the policy")
+    train.add_argument(
+        "--run", metavar="FOLDER", type=Path, help="folder of the run; default: a new one in runs/"
+    )
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --run")
+    train.add_argument(
+        "--address", help="address of a running Ray cluster; default: one of its own, on this machine"
+    )
+    add("reward", _reward, "train the recipe's reward model, and report its held-out accuracy")
+    add("validate", _validate, "check a recipe and print every key with its value and meaning")
+
+    args, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}; `leash COMMAND --help` lists the options")
+    args.overrides += rest  # argparse stops taking overrides at the first option; these came after one
+    return args
+
+
+def _say_error(message: str) -> None:
+    lines = message.splitlines()
+    if len(lines) > 1:
+        message = "\n  ".join([f"{len(lines)} problems", *lines])
+    print(f"error: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""From a recipe to running workers: join Ray, reserve every worker's resources at once, start them."""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.config import RewardModelReward
+from actors.rollout import RolloutPool, WeightedReward
+from actors.worker import ActorSetup, RolloutHandle, ScorerPool
+from core.config import Resources
+from core.errors import UserError, WorkerError
+from core.messages import Int32s
+from core.remote import answer
+from learner.config import PPOConfig
+from learner.worker import LearnerGroup, LearnerSetup
+from orchestration.config import Recipe
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Of a local Ray. Rollouts are small, and weights do not go through the object store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """One process to place: its stable name, and what it asks of Ray."""
+
+    name: str
+    resources: Resources
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        gpus = {"GPU": self.resources.num_gpus} if self.resources.num_gpus else {}
+        return {"CPU": self.resources.num_cpus, **gpus}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """Everything that runs for a recipe."""
+
+    learner: LearnerGroup
+    pool: RolloutPool
+    rollout: list[RolloutHandle]
+    scorers: list[ScorerPool]
+
+    async def memory_bytes(self) -> dict[str, int]:
+        """Memory of every worker process, without what it shares with others."""
+        scorers = await asyncio.gather(*(scorer.memory_bytes() for scorer in self.scorers))
+        rollout = await asyncio.gather(*(worker.memory_bytes() for worker in self.rollout))
+        sizes = await self.learner.memory_bytes()
+        sizes |= {worker.name: size for worker, size in zip(self.rollout, rollout, strict=True)}
+        for scorer in scorers:
+            sizes |= scorer
+        return sizes
+
+
+def workers_of(recipe: Recipe) -> list[Worker]:
+    """Every process that a recipe runs, in the order in which they are placed."""
+    counts: list[tuple[str, int, Resources]] = [
+        ("learner", recipe.learner.world_size, recipe.learner.resources),
+        ("rollout", recipe.rollout.workers, recipe.rollout.resources),
+        ("reference", recipe.reference.replicas, recipe.reference.resources),
+        *((f"reward-{reward.name}", reward.replicas, reward.resources) for reward in recipe.rewards),
+    ]
+    return [Worker(name=f"{kind}-{i}", resources=res) for kind, count, res in counts for i in range(count)]
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """A connection to Ray: to a running cluster, or to one of this process's own, which ends with it."""
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        mask = os.umask(0o077)  # Ray writes its token file with the mask it finds
+        try:
+            ray.init(
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level="error",
+                _system_config={"gcs_rpc_server_reconnect_timeout_s": 60},
+            )
+        finally:
+            os.umask(mask)
+    else:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        except ConnectionError as error:
+            raise UserError(f"no Ray cluster answers at {address or os.environ['RAY_ADDRESS']}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@asynccontextmanager
+async def started(
+    recipe: Recipe, *, model_path: Path, reward_paths: dict[str, Path], probe_token_ids_T: Int32s
+) -> AsyncIterator[Workers]:
+    """All workers, up and loaded. They end with the context.
+
+    Raises `UserError` if the cluster is too small, `WorkerError` naming the worker that does not come up.
+    """
+    plan = workers_of(recipe)
+    group = await _reserve(plan, recipe.deadlines.start_s)
+    places = {worker.name: _place(group, index) for index, worker in enumerate(plan)}
+    try:
+        workers = await _start(recipe, places, model_path, reward_paths, probe_token_ids_T)
+        yield workers
+        await workers.learner.close()
+    finally:
+        remove_placement_group(group)
+
+
+async def _reserve(plan: list[Worker], deadline_s: float) -> PlacementGroup:
+    """One placement group for all: either every worker has its place, or none starts."""
+    wanted: Counter[str] = Counter()
+    for worker in plan:
+        wanted.update(worker.bundle)
+    offered = ray.cluster_resources()
+    short = {name: amount for name, amount in wanted.items() if amount > offered.get(name, 0.0) + 1e-6}
+    if short:
+        need = ", ".join(f"{amount:g} {name}" for name, amount in short.items())
+        have = ", ".join(f"{offered.get(name, 0.0):g} {name}" for name in short)
+        raise UserError(
+            f"the recipe asks Ray for {need}, but the cluster has {have}. Lower the workers or their "
+            "resources, or add nodes."
+        )
+    group = placement_group([worker.bundle for worker in plan], strategy="PACK")
+    try:
+        await answer(group.ready(), who="Ray", what="placing the workers", deadline_s=deadline_s)
+    except WorkerError as error:
+        remove_placement_group(group)
+        free = {name: ray.available_resources().get(name, 0.0) for name in wanted}
+        raise WorkerError(f"{error}: asked for {dict(wanted)}, free are {free}") from error
+    return group
+
+
+async def _start(
+    recipe: Recipe,
+    places: dict[str, Any],
+    model_path: Path,
+    reward_paths: dict[str, Path],
+    probe_token_ids_T: Int32s,
+) -> Workers:
+    deadlines = recipe.deadlines
+    setup = ActorSetup(model_path=model_path, model=recipe.model, rollout=recipe.rollout)
+    learner_setup = LearnerSetup(
+        model_path=model_path,
+        model=recipe.model,
+        value_model_path=_value_model_path(recipe, reward_paths),
+        config=recipe.learner,
+        algorithm=recipe.algorithm,
+        kl=recipe.kl,
+        temperature=recipe.rollout.temperature,
+        seed=recipe.seed,
+        probe_token_ids_T=probe_token_ids_T,
+        max_probe_gap=recipe.weight_push.max_probe_gap,
+        deadline_s=deadlines.start_s,
+    )
+    learner = LearnerGroup.create(
+        learner_setup,
+        [places[f"learner-{rank}"] for rank in range(recipe.learner.world_size)],
+        learn_s=deadlines.learn_s,
+        push_s=deadlines.push_s,
+    )
+    rollout = [
+        RolloutHandle(f"rollout-{i}", setup, places[f"rollout-{i}"], deadline_s=deadlines.rollout_s)
+        for i in range(recipe.rollout.workers)
+    ]
+    scorers = {
+        name: ScorerPool(
+            name,
+            setup,
+            config,
+            reward_paths.get(name),
+            [places[f"{name}-{i}"] for i in range(config.replicas)],
+            deadline_s=deadlines.rollout_s,
+        )
+        for name, config in _scorer_configs(recipe).items()
+    }
+    await asyncio.gather(
+        learner.start(learner_setup),
+        *(worker.ready(deadlines.start_s) for worker in rollout),
+        *(scorer.ready(deadlines.start_s) for scorer in scorers.values()),
+    )
+    rewards = {
+        reward.name: WeightedReward(server=scorers[f"reward-{reward.name}"], weight=reward.weight)
+        for reward in recipe.rewards
+    }
+    pool = RolloutPool(rollout, scorers["reference"], rewards)
+    return Workers(learner=learner, pool=pool, rollout=rollout, scorers=list(scorers.values()))
+
+
+def _scorer_configs(recipe: Recipe) -> dict[str, Any]:
+    return {"reference": recipe.reference, **{f"reward-{reward.name}": reward for reward in recipe.rewards}}
+
+
+def _value_model_path(recipe: Recipe, reward_paths: dict[str, Path]) -> Path | None:
+    """The value model starts from the reward model with the largest weight."""
+    if not isinstance(recipe.algorithm, PPOConfig):
+        return None
+    models = [reward for reward in recipe.rewards if isinstance(reward, RewardModelReward)]
+    return reward_paths[f"reward-{max(models, key=lambda reward: reward.weight).name}"]
+
+
+def _place(group: PlacementGroup, index: int) -> PlacementGroupSchedulingStrategy:
+    return PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=index)

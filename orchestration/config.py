@@ -1,0 +1,81 @@
+"""A recipe: every section composed into one document.
+
+Each section checks itself; `contradictions.py` holds the checks that span sections, and `recipe.py` reads a
+file into a `Recipe` and reports what both find.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from actors.config import PromptsConfig, ReferenceConfig, RewardConfig, RolloutConfig
+from core.config import ModelConfig, Section
+from learner.config import AlgorithmConfig, KLConfig, LearnerConfig, RewardModelConfig
+
+
+class TrainerConfig(Section):
+    """The loop: how many steps, of how many prompts, and what is kept on the way."""
+
+    steps: int = Field(ge=1)
+    """Training steps. Each takes fresh rollouts and ends with one weight push."""
+    prompts_per_step: int = Field(ge=1)
+    """Prompts of one step; times `rollout.group_size` completions."""
+    max_lag: int = Field(default=0, ge=0)
+    """Steps that rollouts may lag behind the learner. 0 is synchronous training."""
+    checkpoint_every: int = Field(default=0, ge=0)
+    """Steps between checkpoints; 0: only at the end and when interrupted."""
+    heldout_prompts: int = Field(default=64, ge=1)
+    """Held-out prompts of the comparison before and after."""
+    save_model: bool = True
+    """Write the trained policy as a Hugging Face checkpoint at the end."""
+
+
+class WeightPushConfig(Section):
+    """How new weights get from the learner into the engines."""
+
+    backend: Literal["shared_memory", "nccl"] = "shared_memory"
+    """`shared_memory`: one host, CPU engines. `nccl`: vLLM's own backend between GPUs."""
+    max_probe_gap: float = Field(default=1e-3, gt=0)
+    """Largest difference, in nats, between engine and learner on the probe sequence after a push."""
+
+
+class MetricsConfig(Section):
+    """The run's Prometheus endpoint."""
+
+    port: int | None = Field(default=0, ge=0, le=65535)
+    """Port of /metrics on localhost; 0 picks a free one, and the run folder says which."""
+
+
+class DeadlinesConfig(Section):
+    """Longest waits across processes. Each ends in an error that names who did not answer."""
+
+    start_s: float = Field(default=300, gt=0)
+    """For a worker process to come up with its model."""
+    rollout_s: float = Field(default=300, gt=0)
+    """For the rollouts of one step."""
+    learn_s: float = Field(default=600, gt=0)
+    """For one optimizer phase."""
+    push_s: float = Field(default=120, gt=0)
+    """For one verified weight push."""
+
+
+class Recipe(Section):
+    """Everything that a run needs to know."""
+
+    name: str = Field(pattern="^[a-z0-9][a-z0-9-]*$")
+    """Name of the recipe; run folders start with it."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of prompts, sampling, shuffling and evaluation."""
+    model: ModelConfig
+    prompts: PromptsConfig
+    rollout: RolloutConfig = RolloutConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    rewards: list[RewardConfig] = Field(min_length=1)
+    reward_model: RewardModelConfig | None = None
+    learner: LearnerConfig = LearnerConfig()
+    algorithm: AlgorithmConfig
+    kl: KLConfig = KLConfig()
+    trainer: TrainerConfig
+    weight_push: WeightPushConfig = WeightPushConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    deadlines: DeadlinesConfig = DeadlinesConfig()

@@ -1,0 +1,189 @@
+"""What is wrong only between the sections of a recipe: each is valid, together they are not.
+
+A rule is a function whose parameters are named after the sections that it reads, so that it still runs when
+another section is invalid and all that is wrong with a recipe is reported at once.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from actors.config import (
+    MovieReviewPrompts,
+    PromptsConfig,
+    ReferenceConfig,
+    RewardConfig,
+    RewardModelReward,
+    RolloutConfig,
+)
+from core.config import ModelConfig
+from learner.config import AlgorithmConfig, KLConfig, LearnerConfig, PPOConfig, RewardModelConfig, RLOOConfig
+from orchestration.config import TrainerConfig, WeightPushConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Two sections that do not go together."""
+
+    keys: tuple[str, ...]
+    """Dotted keys that have a part in it; the first is the one that is reported."""
+    rule: str
+    """What must hold."""
+    instead: str
+    """What to set."""
+
+
+def contradictions(sections: Mapping[str, object]) -> list[Contradiction]:
+    """Every broken rule among these valid sections, by name. Rules about other sections are skipped."""
+    found: list[Contradiction] = []
+    for check in _CHECKS:
+        names = inspect.signature(check).parameters
+        if sections.keys() >= names.keys():
+            found.extend(check(**{name: sections[name] for name in names}))
+    return found
+
+
+def _check_groups(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterator[Contradiction]:
+    if isinstance(algorithm, RLOOConfig) and rollout.group_size < 2:
+        yield Contradiction(
+            ("rollout.group_size", "algorithm.kind"),
+            "rloo compares the completions of a prompt with each other, so it needs at least 2",
+            'set 4, or algorithm.kind = "ppo"',
+        )
+
+
+def _check_batch(
+    algorithm: AlgorithmConfig, trainer: TrainerConfig, rollout: RolloutConfig, learner: LearnerConfig
+) -> Iterator[Contradiction]:
+    if algorithm.num_minibatches > trainer.prompts_per_step:
+        yield Contradiction(
+            ("algorithm.num_minibatches", "trainer.prompts_per_step"),
+            f"a mini-batch needs a prompt, and trainer.prompts_per_step is {trainer.prompts_per_step}",
+            f"set {trainer.prompts_per_step} or less",
+        )
+    completions = trainer.prompts_per_step * rollout.group_size
+    if learner.world_size > completions:
+        yield Contradiction(
+            ("learner.world_size", "trainer.prompts_per_step", "rollout.group_size"),
+            f"every rank needs a completion, and a step has {completions}",
+            f"set {completions} or less, or a larger trainer.prompts_per_step",
+        )
+
+
+def _check_kl(kl: KLConfig) -> Iterator[Contradiction]:
+    if kl.controller == "adaptive" and kl.kl_target is None:
+        yield Contradiction(
+            ("kl.kl_target", "kl.controller"),
+            "the adaptive controller needs a KL to steer to, in nats per completion",
+            'set 6.0, say, or kl.controller = "fixed"',
+        )
+
+
+def _check_completion_length(model: ModelConfig, rollout: RolloutConfig) -> Iterator[Contradiction]:
+    if rollout.max_new_tokens >= model.max_model_len:
+        yield Contradiction(
+            ("rollout.max_new_tokens", "model.max_model_len"),
+            f"prompt and completion must fit into model.max_model_len = {model.max_model_len}",
+            f"set less than {model.max_model_len}, or a larger model.max_model_len",
+        )
+
+
+def _check_token_budgets(
+    model: ModelConfig, learner: LearnerConfig, reference: ReferenceConfig, rewards: list[RewardConfig]
+) -> Iterator[Contradiction]:
+    budgets = {"learner.token_budget": learner.token_budget, "reference.token_budget": reference.token_budget}
+    for index, reward in enumerate(rewards):
+        if isinstance(reward, RewardModelReward):
+            budgets[f"rewards.{index}.token_budget"] = reward.token_budget
+    for key, budget in budgets.items():
+        if budget < model.max_model_len:
+            yield Contradiction(
+                (key, "model.max_model_len"),
+                f"a forward pass must hold the longest sequence, model.max_model_len = {model.max_model_len}",
+                f"set {model.max_model_len} or more",
+            )
+
+
+def _check_devices(rollout: RolloutConfig, weight_push: WeightPushConfig) -> Iterator[Contradiction]:
+    gpus = rollout.resources.num_gpus
+    if weight_push.backend == "nccl" and gpus == 0:
+        yield Contradiction(
+            ("weight_push.backend", "rollout.resources.num_gpus"),
+            "nccl moves weights between GPUs, and rollout.resources.num_gpus is 0",
+            'set "shared_memory", or rollout.resources.num_gpus = 1',
+        )
+    if weight_push.backend == "shared_memory" and gpus > 0:
+        yield Contradiction(
+            ("weight_push.backend", "rollout.resources.num_gpus"),
+            f"shared_memory feeds engines on CPUs, and rollout.resources.num_gpus is {gpus:g}",
+            'set "nccl", or rollout.resources.num_gpus = 0',
+        )
+    if 0 < gpus < rollout.tensor_parallel:
+        yield Contradiction(
+            ("rollout.tensor_parallel", "rollout.resources.num_gpus"),
+            f"an engine cannot be spread over more GPUs than its worker has, {gpus:g}",
+            f"set {int(gpus) or 1}, or rollout.resources.num_gpus = {rollout.tensor_parallel}",
+        )
+
+
+def _check_rewards(rewards: list[RewardConfig]) -> Iterator[Contradiction]:
+    for index, reward in enumerate(rewards):
+        first = next(earlier for earlier, other in enumerate(rewards) if other.name == reward.name)
+        if first < index:
+            yield Contradiction(
+                (f"rewards.{index}.name", f"rewards.{first}.name"),
+                f"metrics and samples tell rewards apart by name, and rewards.{first} has this one",
+                f'set "{reward.name}_{index}", say',
+            )
+    if all(reward.weight == 0 for reward in rewards):
+        yield Contradiction(
+            ("rewards.0.weight", *(f"rewards.{index}.weight" for index in range(1, len(rewards)))),
+            "the score is the weighted sum of the rewards, and every weight is 0",
+            "set 1.0",
+        )
+
+
+def _check_reward_model(
+    prompts: PromptsConfig, rewards: list[RewardConfig], reward_model: RewardModelConfig | None
+) -> Iterator[Contradiction]:
+    for index, reward in enumerate(rewards):
+        if isinstance(reward, RewardModelReward) and reward.path is None and reward_model is None:
+            yield Contradiction(
+                (f"rewards.{index}.path", "reward_model"),
+                "a reward model is either given or trained by this recipe",
+                "set the folder of a reward model, or add a [reward_model] table",
+            )
+    if (
+        reward_model
+        and isinstance(prompts, MovieReviewPrompts)
+        and reward_model.split_seed != prompts.split_seed
+    ):
+        yield Contradiction(
+            ("reward_model.split_seed", "prompts.split_seed"),
+            "with another seed than the prompts', the reward model would learn from the prompts' snippets",
+            f"set {prompts.split_seed}",
+        )
+
+
+def _check_value_model(algorithm: AlgorithmConfig, rewards: list[RewardConfig]) -> Iterator[Contradiction]:
+    if isinstance(algorithm, PPOConfig) and not any(
+        isinstance(reward, RewardModelReward) for reward in rewards
+    ):
+        yield Contradiction(
+            ("algorithm.kind", "rewards"),
+            "the value model of ppo starts from a reward model, and no reward is one",
+            'set "rloo", or add a reward with kind = "model"',
+        )
+
+
+_CHECKS: tuple[Callable[..., Iterator[Contradiction]], ...] = (
+    _check_groups,
+    _check_batch,
+    _check_kl,
+    _check_completion_length,
+    _check_token_budgets,
+    _check_devices,
+    _check_rewards,
+    _check_reward_model,
+    _check_value_model,
+)

@@ -1,0 +1,146 @@
+"""What the loop reports, turned into one record a step: for the metrics hub, the run folder and the terminal."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from core.messages import RolloutGroup
+from orchestration.metrics_hub import MetricsHub
+from orchestration.terminal import TerminalView
+
+LEARNING_METRICS = (
+    "policy_loss",
+    "value_loss",
+    "approx_kl",
+    "gradient_norm",
+    "value_gradient_norm",
+    "learning_rate",
+    "kl_coef",
+    "explained_variance",
+    "logprob_gap_max",
+    "logprob_gap_mean",
+)
+"""Learner metrics that are gauges of the same name."""
+PUSH_PARTS = ("pack", "probe", "load", "verify")
+
+
+class RunLog:
+    """The trainer's observer."""
+
+    def __init__(self, run_folder: Path, hub: MetricsHub, view: TerminalView) -> None:
+        self._folder = run_folder
+        self._hub = hub
+        self._view = view
+        self._started = time.perf_counter()
+        self.records: list[dict[str, Any]] = []
+        """One a step, as written to metrics.jsonl."""
+        (run_folder / "samples").mkdir(exist_ok=True)
+
+    def phase(self, name: str) -> None:
+        """What the run does, or waits for, from now on."""
+        self._view.phase(name)
+
+    def note(self, text: str) -> None:
+        self._view.note(text)
+
+    def memory(self, sizes: dict[str, int]) -> None:
+        """Memory of each worker, by its stable name."""
+        for worker, size in sizes.items():
+            self._hub.set("leash_worker_memory_bytes", size, worker=worker)
+
+    def step(
+        self, version: int, groups: Sequence[RolloutGroup], learning: dict[str, float], timing: dict[str, float]
+    ) -> None:
+        """A step is done: its weights, of this version, are in the engines."""
+        lag = version - 1 - min(group.policy_version for group in groups)
+        record: dict[str, Any] = {"step": version, "lag": lag}
+        record["seconds_since_start"] = time.perf_counter() - self._started
+        record |= _rollout_figures(groups) | learning | _timing_figures(groups, timing)
+        self.records.append(record)
+        self._hub.record_step(self._folder / "metrics.jsonl", record)
+        self._publish(record, groups)
+        self._write_samples(groups, record["step"])
+        self._view.step(record)
+
+    def _publish(self, record: dict[str, Any], groups: Sequence[RolloutGroup]) -> None:
+        hub = self._hub
+        for name in LEARNING_METRICS:
+            if name in record:
+                hub.set(f"leash_{name}", record[name])
+        for side in ("low", "high"):
+            hub.set("leash_clip_fraction", record[f"clip_fraction_{side}"], side=side)
+        for source in groups[0].rollouts[0].rewards:
+            hub.set("leash_reward", record[f"reward_{source}"], source=source)
+        for name in ("score_mean", "score_std", "kl_nats_per_sequence", "completion_tokens", "truncated_fraction", "lag"):
+            hub.set(f"leash_{name}", record[name])
+        hub.set("leash_policy_version", record["step"])
+        hub.add("leash_steps_total", 1)
+        hub.add("leash_rollouts_total", sum(len(group.rollouts) for group in groups))
+        hub.add("leash_tokens_total", record["prompt_tokens"], kind="prompt")
+        hub.add("leash_tokens_total", record["sampled_tokens"], kind="completion")
+        for phase in ("rollout", "learn", "push"):
+            hub.set("leash_phase_seconds", record[f"{phase}_s"], phase=phase)
+            hub.add("leash_phase_seconds_total", record[f"{phase}_s"], phase=phase)
+        hub.set("leash_step_seconds", record["step_s"])
+        for part in PUSH_PARTS:
+            hub.set("leash_weight_push_seconds", record[f"{part}_s"], part=part)
+        hub.set("leash_weight_push_bytes", record["bytes"])
+        hub.set("leash_copy_seconds", record["copy_s"])
+        hub.set("leash_probe_gap", record["probe_gap"])
+        hub.set("leash_tokens_per_second", record["tokens_per_second"], part="run")
+        hub.set("leash_tokens_per_second", record["sampled_tokens"] / record["rollout_s"], part="rollout")
+        hub.set("leash_tokens_per_second", record["tokens"] / record["learn_s"], part="learner")
+
+    def _write_samples(self, groups: Sequence[RolloutGroup], step: int) -> None:
+        lines = [json.dumps(row) for group in groups for row in _sample_rows(group)]
+        (self._folder / "samples" / f"step-{step:06d}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _rollout_figures(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    completions = [rollout.completion for rollout in rollouts]
+    scores = [rollout.score for rollout in rollouts]
+    prompt_tokens = sum(completion.num_prompt_tokens for completion in completions)
+    sampled_tokens = sum(completion.num_completion_tokens for completion in completions)
+    return {
+        "score_mean": statistics.fmean(scores),
+        "score_std": statistics.pstdev(scores),
+        **{
+            f"reward_{source}": statistics.fmean(rollout.rewards[source] for rollout in rollouts)
+            for source in rollouts[0].rewards
+        },
+        "kl_nats_per_sequence": statistics.fmean(rollout.kl_nats for rollout in rollouts),
+        "completion_tokens": sampled_tokens / len(rollouts),
+        "truncated_fraction": statistics.fmean(completion.truncated for completion in completions),
+        "prompt_tokens": prompt_tokens,
+        "sampled_tokens": sampled_tokens,
+        "tokens": prompt_tokens + sampled_tokens,
+    }
+
+
+def _timing_figures(groups: Sequence[RolloutGroup], timing: dict[str, float]) -> dict[str, Any]:
+    step_s = timing["rollout_s"] + timing["learn_s"] + timing["push_s"]
+    tokens = sum(group.num_tokens for group in groups)
+    durations = {name: value for name, value in timing.items() if name != "started"}
+    return durations | {"step_s": step_s, "tokens_per_second": tokens / step_s}
+
+
+def _sample_rows(group: RolloutGroup) -> list[dict[str, Any]]:
+    return [
+        {
+            "group": group.group_id,
+            "policy_version": rollout.completion.policy_version,
+            "prompt": rollout.completion.prompt.text,
+            "completion": rollout.completion.text,
+            "token_ids": rollout.completion.token_ids_T.tolist(),
+            "behavior_logprobs": [round(float(x), 5) for x in rollout.completion.behavior_logprobs_T],
+            "reference_logprobs": [round(float(x), 5) for x in rollout.reference_logprobs_T],
+            "rewards": dict(rollout.rewards),
+            "score": rollout.score,
+            "kl_nats": rollout.kl_nats,
+        }
+        for rollout in group.rollouts
+    ]

@@ -1,0 +1,45 @@
+"""The figures of `summary.json` that the run itself decides: speed, push, memory, seeds, versions."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from orchestration.config import Recipe
+from orchestration.run_folder import versions
+
+
+def run_figures(
+    recipe: Recipe,
+    records: Sequence[dict[str, Any]],
+    *,
+    memory: dict[str, int],
+    reward_model: dict[str, Any],
+    seconds_to_first_step: float | None,
+    seconds_total: float,
+) -> dict[str, Any]:
+    """Medians over the steps, where a step has the figure; units are in the names."""
+    accuracy = {name.removeprefix("pairwise_accuracy_"): value for name, value in reward_model.items() if "pairwise" in name}
+    return {
+        "kl_target": recipe.kl.kl_target,
+        "kl_coef": records[-1]["kl_coef"],
+        "steps": len(records),
+        "reward_model_pairwise_accuracy": accuracy,
+        "seconds_to_first_step": seconds_to_first_step,
+        "seconds_total": seconds_total,
+        "seconds_per_step": median(records, "step_s"),
+        "seconds_per_phase": {phase: median(records, f"{phase}_s") for phase in ("rollout", "learn", "push")},
+        "tokens_per_second": median(records, "tokens_per_second"),
+        "weight_push_s": median(records, "push_s"),
+        "weight_push_parts_s": {part: median(records, f"{part}_s") for part in ("pack", "probe", "load", "verify")},
+        "copy_s": median(records, "copy_s"),
+        "logprob_gap_max": max(record["logprob_gap_max"] for record in records),
+        "probe_gap_max": max(record["probe_gap"] for record in records),
+        "peak_memory_bytes": memory,
+        "seed": recipe.seed,
+        "versions": versions(),
+    }
+
+
+def median(records: Sequence[dict[str, Any]], name: str) -> float:
+    """Median of a figure over the steps."""
+    return statistics.median(record[name] for record in records)

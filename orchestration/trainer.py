@@ -1,0 +1,137 @@
+"""The training loop: prompts out, rollouts in, learn, publish weights.
+
+    prompts -> actors.roll_out -> RolloutQueue -> learner.train_step -> push_weights -+
+                  ^                                                                   |
+                  +------------------------ new policy version -----------------------+
+
+Knows no GPU and no Ray: it is given an actor pool and a learner, which are Ray workers in production and
+plain objects in tests.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from actors.prompts import PromptStream
+from actors.rollout import RolloutPool
+from core.messages import RolloutGroup
+from core.weights import WeightManifest
+from orchestration.config import DeadlinesConfig
+from orchestration.rollout_queue import RolloutQueue
+
+SEEDS_PER_GROUP = 1_000
+"""Seeds set aside for the completions of one group, so that no two completions of a run share one."""
+
+
+class LearnerHandle(Protocol):
+    """The learner:
+
+    metrics = await learner.train_step(groups)      # version v -> v + 1
+    manifest, timing = await learner.pack_weights() # for the rollout workers
+    """
+
+    async def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]: ...
+
+    async def pack_weights(self) -> tuple[WeightManifest, dict[str, float]]: ...
+
+
+class Observer(Protocol):
+    """Who is told what the loop does: logs, metrics, the terminal."""
+
+    def phase(self, name: str) -> None: ...
+
+    def step(
+        self, version: int, groups: Sequence[RolloutGroup], learning: dict[str, float], timing: dict[str, float]
+    ) -> None: ...
+
+
+class Trainer:
+    """Trains from one policy version to another."""
+
+    def __init__(
+        self,
+        *,
+        pool: RolloutPool,
+        learner: LearnerHandle,
+        prompts: PromptStream,
+        observer: Observer,
+        prompts_per_step: int,
+        group_size: int,
+        max_lag: int,
+        seed: int,
+        deadlines: DeadlinesConfig,
+    ) -> None:
+        self._pool = pool
+        self._learner = learner
+        self._prompts = prompts
+        self._observer = observer
+        self._prompts_per_step = prompts_per_step
+        self._group_size = group_size
+        self._max_lag = max_lag
+        self._seed = seed
+        self._deadlines = deadlines
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End after the step in progress."""
+        self._stopping = True
+
+    async def train(
+        self, *, start: int, stop: int, after_step: Callable[[int], Awaitable[None]]
+    ) -> int:
+        """Take the policy from version `start` to `stop`; the version reached, less if told to stop.
+
+        The rollout workers must hold version `start`. `after_step` is awaited with each new version.
+        """
+        queue = RolloutQueue(groups_per_step=self._prompts_per_step, max_lag=self._max_lag)
+        producer = asyncio.create_task(self._start_rollouts(queue, start))
+        version = start
+        try:
+            while version < stop and not self._stopping:
+                timing = {"started": time.perf_counter()}
+                self._observer.phase("rollout")
+                groups = await queue.take_step(deadline_s=self._deadlines.rollout_s)
+                timing["rollout_s"] = _lap(timing)
+                self._observer.phase("learn")
+                learning = await self._learner.train_step(groups)
+                timing["learn_s"] = _lap(timing)
+                self._observer.phase("push")
+                timing |= await self.push_weights()
+                timing["push_s"] = _lap(timing)
+                queue.release_step()
+                version += 1
+                self._observer.step(version, groups, learning, timing)
+                await after_step(version)
+        finally:
+            producer.cancel()
+            await queue.close()
+        return version
+
+    async def push_weights(self) -> dict[str, float]:
+        """Bring every rollout worker to the learner's version, verified; how long each part took."""
+        manifest, timing = await self._learner.pack_weights()
+        reports = await self._pool.pull_weights(manifest, deadline_s=self._deadlines.push_s)
+        slowest = max(reports, key=lambda report: report.load_s + report.verify_s)
+        gap = max(report.probe_gap for report in reports)
+        return timing | {"load_s": slowest.load_s, "verify_s": slowest.verify_s, "probe_gap": gap}
+
+    async def _start_rollouts(self, queue: RolloutQueue, version: int) -> None:
+        """Start groups as tickets come free, from the first one of `version` on."""
+        for number in itertools.count(version * self._prompts_per_step):
+            await queue.start(lambda number=number: self._roll_out(number))  # type: ignore[misc]
+
+    async def _roll_out(self, number: int) -> RolloutGroup:
+        """The group with this number: its prompt and seeds are the same in every run of the recipe."""
+        first_seed = (self._seed * 1_000_003 + number) * SEEDS_PER_GROUP
+        seeds = range(first_seed, first_seed + self._group_size)
+        return await self._pool.roll_out(self._prompts[number], group_id=f"group-{number}", seeds=seeds)
+
+
+def _lap(timing: dict[str, Any]) -> float:
+    """Seconds since the last lap."""
+    now = time.perf_counter()
+    seconds = now - timing["started"]
+    timing["started"] = now
+    return seconds
