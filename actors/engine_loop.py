@@ -25,9 +25,9 @@ class Engine(Protocol):
 class EngineLoop:
     """Steps an engine while it has work, and runs calls on it between two steps.
 
-        loop = EngineLoop(sampler)
-        for completion in loop.sample(requests): ...      # in any thread, as they finish
-        loop.call(lambda: sampler.pull_weights(manifest)) # in any thread, between two steps
+    loop = EngineLoop(sampler)
+    for completion in loop.sample(requests): ...      # in any thread, as they finish
+    loop.call(lambda: sampler.pull_weights(manifest)) # in any thread, between two steps
     """
 
     def __init__(self, engine: Engine) -> None:

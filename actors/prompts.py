@@ -41,10 +41,14 @@ def load_prompts(
         case JsonLinesPrompts():
             where = config.path
             rows = load_jsonl(Path(config.path), (config.column,))
-            columns = {str(row[config.column]): {k: v for k, v in row.items() if k != config.column} for row in rows}
+            columns = {
+                str(row[config.column]): {k: v for k, v in row.items() if k != config.column} for row in rows
+            }
     texts = sorted(columns, key=_text_digest)
     if len(texts) < 2:
-        raise UserError(f"{where}: {len(texts)} different prompts; at least 2 are needed, one to train on and one held out")
+        raise UserError(
+            f"{where}: {len(texts)} different prompts; at least 2 are needed, one to train on and one held out"
+        )
     if isinstance(config, JsonLinesPrompts):
         num_heldout = min(num_heldout, max(1, int(len(texts) * config.heldout_fraction)))
     if num_heldout >= len(texts):

@@ -45,7 +45,9 @@ class RewardModel:
 
     def _text_only(self, completion: Completion) -> tuple[Int32s, Bools]:
         stop = len(completion.token_ids_T)
-        while stop > completion.num_prompt_tokens and int(completion.token_ids_T[stop - 1]) in self._special_ids:
+        while (
+            stop > completion.num_prompt_tokens and int(completion.token_ids_T[stop - 1]) in self._special_ids
+        ):
             stop -= 1
         return completion.token_ids_T[:stop], np.zeros(stop, dtype=bool)
 

@@ -143,7 +143,9 @@ class Sampler:
         sample: CompletionOutput = output.outputs[0]
         prompt_ids, sampled_ids = request.prompt.token_ids, np.asarray(sample.token_ids, dtype=np.int32)
         assert sample.logprobs is not None
-        logprobs = [entry[token].logprob for entry, token in zip(sample.logprobs, sample.token_ids, strict=True)]
+        logprobs = [
+            entry[token].logprob for entry, token in zip(sample.logprobs, sample.token_ids, strict=True)
+        ]
         return Completion(
             request_id=request.request_id,
             prompt=request.prompt,

@@ -56,7 +56,9 @@ class SharedMemoryEngine(WeightTransferEngine[NoInitInfo, SharedMemoryUpdate]):
         weights = list(view_tensors(map_buffer(update_info.path, update_info.num_bytes), entries))
         for entry, (name, tensor) in zip(entries, weights, strict=True):
             if digest(tensor) != entry.digest:
-                raise WorkerError(f"weight push: tensor {name} arrived with other bytes than the learner wrote")
+                raise WorkerError(
+                    f"weight push: tensor {name} arrived with other bytes than the learner wrote"
+                )
         initialize_layerwise_reload(self.model)
         self.model.load_weights(weights)
         finalize_layerwise_reload(self.model, self.model_config)

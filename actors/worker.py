@@ -57,7 +57,12 @@ class RolloutWorker:
 class ScorerWorker:
     """Serves a reference scorer or a reward: what waits is scored in one batch."""
 
-    def __init__(self, setup: ActorSetup, config: ReferenceConfig | RewardModelReward | RewardFunctionReward, path: Path | None) -> None:
+    def __init__(
+        self,
+        setup: ActorSetup,
+        config: ReferenceConfig | RewardModelReward | RewardFunctionReward,
+        path: Path | None,
+    ) -> None:
         # torch stays out of the driver, which only needs this module's handles.
         from actors.reference import ReferenceScorer
         from actors.rewards import FunctionReward, RewardModel
@@ -107,7 +112,9 @@ class RolloutHandle:
         ).remote(setup)
 
     async def ready(self, deadline_s: float) -> None:
-        await answer(self._actor.ready.remote(), who=self.name, what="starting its engine", deadline_s=deadline_s)
+        await answer(
+            self._actor.ready.remote(), who=self.name, what="starting its engine", deadline_s=deadline_s
+        )
 
     async def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[Completion]:
         """Completions as they finish."""
@@ -139,7 +146,11 @@ class RolloutHandle:
         return report
 
     async def memory_bytes(self) -> int:
-        return int(await answer(self._actor.memory_bytes.remote(), who=self.name, what="measuring memory", deadline_s=60))
+        return int(
+            await answer(
+                self._actor.memory_bytes.remote(), who=self.name, what="measuring memory", deadline_s=60
+            )
+        )
 
 
 class ScorerPool:
@@ -160,7 +171,9 @@ class ScorerPool:
         remote_class = ray.remote(ScorerWorker)
         self._replicas = [
             remote_class.options(
-                **actor_options(config.resources), max_concurrency=ACTOR_CONCURRENCY, scheduling_strategy=place
+                **actor_options(config.resources),
+                max_concurrency=ACTOR_CONCURRENCY,
+                scheduling_strategy=place,
             ).remote(setup, config, path)
             for place in scheduling
         ]
@@ -169,7 +182,10 @@ class ScorerPool:
     async def ready(self, deadline_s: float) -> None:
         for index, replica in enumerate(self._replicas):
             await answer(
-                replica.ready.remote(), who=f"{self.name}-{index}", what="loading its model", deadline_s=deadline_s
+                replica.ready.remote(),
+                who=f"{self.name}-{index}",
+                what="loading its model",
+                deadline_s=deadline_s,
             )
 
     async def score(self, completion: Completion) -> Any:
@@ -189,7 +205,9 @@ class ScorerPool:
     async def memory_bytes(self) -> dict[str, int]:
         return {
             f"{self.name}-{index}": int(
-                await answer(replica.memory_bytes.remote(), who=self.name, what="measuring memory", deadline_s=60)
+                await answer(
+                    replica.memory_bytes.remote(), who=self.name, what="measuring memory", deadline_s=60
+                )
             )
             for index, replica in enumerate(self._replicas)
         }
@@ -197,7 +215,11 @@ class ScorerPool:
 
 def _engine_environment(rollout: RolloutConfig) -> dict[str, str]:
     """vLLM's settings that are environment variables. One process, no compilation: see the design notes."""
-    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     if rollout.resources.num_gpus == 0:
         environment |= {"VLLM_CPU_KVCACHE_SPACE": str(rollout.kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
     return environment

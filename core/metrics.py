@@ -36,40 +36,64 @@ _DECLARED = (
     Metric("leash_completion_tokens", "gauge", "tokens", "Length of a completion"),
     Metric("leash_truncated_fraction", "gauge", "ratio", "Completions that hit the token limit"),
     # The leash.
-    Metric("leash_kl_nats_per_sequence", "gauge", "nats", "KL of policy from reference, summed over a completion"),
+    Metric(
+        "leash_kl_nats_per_sequence", "gauge", "nats", "KL of policy from reference, summed over a completion"
+    ),
     Metric("leash_kl_coef", "gauge", "", "Coefficient of the KL penalty in the reward"),
     # Learning.
     Metric("leash_policy_loss", "gauge", "", "Clipped surrogate loss of the policy"),
     Metric("leash_value_loss", "gauge", "", "Loss of the value model"),
     Metric("leash_explained_variance", "gauge", "", "1 - Var(returns - values) / Var(returns), at most 1"),
-    Metric("leash_clip_fraction", "gauge", "ratio", "Tokens whose ratio was clipped, by side: low, high", ("side",)),
+    Metric(
+        "leash_clip_fraction",
+        "gauge",
+        "ratio",
+        "Tokens whose ratio was clipped, by side: low, high",
+        ("side",),
+    ),
     Metric("leash_approx_kl", "gauge", "nats", "KL per token of the policy from itself before the step"),
     Metric("leash_entropy", "gauge", "nats", "Entropy of the policy per sampled token"),
     Metric("leash_gradient_norm", "gauge", "", "Norm of the policy's gradient before clipping"),
+    Metric("leash_value_gradient_norm", "gauge", "", "Norm of the value model's gradient before clipping"),
     Metric("leash_learning_rate", "gauge", "", "Learning rate of the policy"),
     Metric("leash_logprob_gap_max", "gauge", "nats", "Largest |behavior - learner| log-prob, same weights"),
     Metric("leash_logprob_gap_mean", "gauge", "nats", "Mean |behavior - learner| log-prob, same weights"),
+    Metric(
+        "leash_probe_gap", "gauge", "nats", "Largest |engine - learner| log-prob of the probe after a push"
+    ),
     # Progress.
     Metric("leash_policy_version", "gauge", "", "Optimizer steps that the learner's weights have had"),
     Metric("leash_lag", "gauge", "", "Learner's version less the oldest rollout's, when it was used"),
     Metric("leash_steps_total", "counter", "", "Optimizer steps"),
     Metric("leash_rollouts_total", "counter", "", "Completions sampled, scored and trained on"),
-    Metric("leash_tokens_total", "counter", "tokens", "Tokens trained on, by kind: prompt, completion", ("kind",)),
+    Metric(
+        "leash_tokens_total", "counter", "tokens", "Tokens trained on, by kind: prompt, completion", ("kind",)
+    ),
     # Time and space.
-    Metric("leash_step_seconds", "histogram", "seconds", "Whole steps"),
-    Metric("leash_phase_seconds", "histogram", "seconds", "Parts of a step that the loop waited for", ("phase",)),
+    Metric("leash_step_seconds", "gauge", "seconds", "The whole of the last step"),
+    Metric("leash_phase_seconds", "histogram", "seconds", "What the loop waited for, by phase", ("phase",)),
     Metric(
         "leash_weight_push_seconds",
-        "histogram",
+        "gauge",
         "seconds",
-        "Parts of a weight push: pack, copy, load, verify, total",
+        "The last weight push, by part: pack, probe, copy, load, verify, total",
         ("part",),
     ),
     Metric("leash_weight_push_bytes", "gauge", "bytes", "Weights of one push"),
-    Metric("leash_copy_seconds", "gauge", "seconds", "A plain copy of the same bytes in memory, to compare with"),
-    Metric("leash_checkpoint_seconds", "histogram", "seconds", "Writing a checkpoint"),
-    Metric("leash_tokens_per_second", "gauge", "", "Tokens a second, by part: rollout, learn, step", ("part",)),
-    Metric("leash_worker_memory_bytes", "gauge", "bytes", "Resident memory, by slot such as rollout-0", ("worker",)),
+    Metric(
+        "leash_copy_seconds", "gauge", "seconds", "A plain copy of the same bytes in memory, to compare with"
+    ),
+    Metric("leash_checkpoint_seconds", "gauge", "seconds", "Writing the last checkpoint"),
+    Metric(
+        "leash_tokens_per_second", "gauge", "", "Tokens a second, by part: rollout, learner, run", ("part",)
+    ),
+    Metric(
+        "leash_worker_memory_bytes",
+        "gauge",
+        "bytes",
+        "Resident memory, by slot such as rollout-0",
+        ("worker",),
+    ),
 )
 
 METRICS = {metric.name: metric for metric in _DECLARED}

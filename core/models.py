@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging as hf_logging
 
 from core.attention import PACKED_ATTENTION
 from core.errors import UserError
@@ -50,6 +51,10 @@ class ScalarModel(nn.Module):
         head = self.model.score
         scores: torch.Tensor = head(_hidden_states(self.model, row)[positions]).float()
         return scores[:, 0]
+
+
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
 
 
 def final_hidden_states(model: PreTrainedModel, row: PackedRow) -> torch.Tensor:

@@ -50,7 +50,9 @@ def map_buffer(path: str, num_bytes: int) -> torch.Tensor:
     return torch.from_file(path, shared=True, size=num_bytes, dtype=torch.uint8)
 
 
-def view_tensors(buffer: torch.Tensor, entries: tuple[TensorEntry, ...]) -> Iterator[tuple[str, torch.Tensor]]:
+def view_tensors(
+    buffer: torch.Tensor, entries: tuple[TensorEntry, ...]
+) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) pairs that look into the buffer."""
     for entry in entries:
         dtype: torch.dtype = getattr(torch, entry.dtype)

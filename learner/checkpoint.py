@@ -55,7 +55,9 @@ def save_model(learner: Learner, folder: Path, *, tokenizer_from: Path, rank: in
     assert isinstance(model, torch.nn.Module)
     model.save_pretrained(unfinished, state_dict=weights)  # type: ignore[operator]
     for file in tokenizer_from.iterdir():
-        if file.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "generation")):
+        if file.name.startswith(
+            ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "generation")
+        ):
             shutil.copy2(file, unfinished / file.name)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

@@ -35,6 +35,9 @@ def join_group(*, rank: int, world_size: int, address: str, port: int, deadline_
     os.environ.update(LOCAL_RANK="0", LOCAL_SIZE=str(world_size))
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # An all-reduce of its own for ranks on one host, which DeepSpeed would compile for a minute at the
+        # first start and whose buffers it leaves in /dev/shm: gloo does the same work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if cuda else "gloo"
     deepspeed.init_distributed(
         dist_backend=backend, timeout=timedelta(seconds=deadline_s), verbose=False, auto_mpi_discovery=False
@@ -74,9 +77,9 @@ def all_gather(parts: list[T]) -> list[T]:
 class ZeroEngine:
     """One network and its optimizer.
 
-        for row in rows:
-            engine.backward(loss_of(engine(row)), last=row is rows[-1])
-        gradient_norm = engine.step(learning_rate)
+    for row in rows:
+        engine.backward(loss_of(engine(row)), last=row is rows[-1])
+    gradient_norm = engine.step(learning_rate)
     """
 
     def __init__(self, module: nn.Module, config: LearnerConfig, *, dtype: str) -> None:
@@ -128,8 +131,9 @@ class ZeroEngine:
         """Clip, update the weights, and give the gradient's norm before clipping."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        own_norm = self._unsharded_norm() if self._stage == 0 else None
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        return float(self._engine.get_global_grad_norm() if own_norm is None else own_norm)
 
     def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, full tensor) of every parameter, in one order. All ranks must iterate together."""
@@ -152,6 +156,11 @@ class ZeroEngine:
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise UserError(f"{folder / tag}: no checkpoint of this learner's world size and ZeRO stage")
+
+    def _unsharded_norm(self) -> float:
+        """Without sharding DeepSpeed clips and does not tell the norm; ranks hold the same gradient by now."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
     def _watch_gradient(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         """A NaN anywhere in the backward pass reaches the embeddings' gradient: look there."""

@@ -79,7 +79,10 @@ class Learner:
         metrics = {name: fmean(update[name] for update in updates) for name in updates[0]}
         # Later updates move the policy away from the one that sampled; only the first compares like with like.
         metrics |= {name: updates[0][name] for name in ("logprob_gap_max", "logprob_gap_mean")}
-        metrics |= {"kl_coef": self.kl_controller.kl_coef, "learning_rate": self._warmed_up(self._config.learning_rate)}
+        metrics |= {
+            "kl_coef": self.kl_controller.kl_coef,
+            "learning_rate": self._warmed_up(self._config.learning_rate),
+        }
         self._adapt_kl(groups)
         self.policy_version += 1
         return metrics
@@ -91,7 +94,9 @@ class Learner:
 
     def _targets(self, batch: Batch) -> Targets:
         """Token rewards with the KL penalty, and the advantages that the algorithm makes of them."""
-        kl_BT = kl_estimate(batch.behavior_logprobs_BT, batch.reference_logprobs_BT, estimator=self._kl.estimator)
+        kl_BT = kl_estimate(
+            batch.behavior_logprobs_BT, batch.reference_logprobs_BT, estimator=self._kl.estimator
+        )
         rewards_BT = kl_penalized_rewards(
             batch.scores_B, kl_BT, batch.mask_BT, kl_coef=self.kl_controller.kl_coef
         )
@@ -136,7 +141,14 @@ class Learner:
         return metrics
 
     def _accumulate(
-        self, batch: Batch, targets: Targets, members: Sequence[int], row: PackedRow, normalizer: float, *, last: bool
+        self,
+        batch: Batch,
+        targets: Targets,
+        members: Sequence[int],
+        row: PackedRow,
+        normalizer: float,
+        *,
+        last: bool,
     ) -> Metrics:
         """Forward and backward of one packed row. A row without members keeps the ranks in step."""
         counts_N = torch.full(row.target_ids_N.shape, bool(members))
@@ -198,7 +210,9 @@ def _kl_controller(kl: KLConfig) -> FixedKLController | AdaptiveKLController:
 
 def _moments(values: torch.Tensor) -> tuple[float, float]:
     """Mean and standard deviation over all ranks, the latter never 0."""
-    sums = all_reduce_sum(torch.stack([torch.ones_like(values), values, values**2]).double().flatten(1).sum(1))
+    sums = all_reduce_sum(
+        torch.stack([torch.ones_like(values), values, values**2]).double().flatten(1).sum(1)
+    )
     count, total, squares = sums.tolist()
     mean = total / count
     return mean, max(squares / count - mean**2, 0.0) ** 0.5 + STD_EPSILON

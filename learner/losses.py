@@ -28,6 +28,11 @@ import torch
 from torch import Tensor
 
 from learner.kl import Estimator, divergence, kl_estimate
+from learner.preference_losses import bradley_terry_loss as bradley_terry_loss
+from learner.preference_losses import dpo_loss as dpo_loss
+from learner.preference_losses import k_wise_loss as k_wise_loss
+from learner.preference_losses import rebel_loss as rebel_loss
+from learner.preference_losses import rpo_loss as rpo_loss
 from learner.shapes import require_mask
 
 Aggregation = Literal["token", "sequence", "constant"]

@@ -2,8 +2,8 @@
 
 Log-probs here are of whole completions: summed over their tokens, in nats. Every loss is a mean over pairs
 (`k_wise_loss`: over prompts) and takes its micro-batch's share of it: give `normalizer`, the count over all
-micro-batches and ranks of the step, and shares and metrics sum to those of the whole batch. Without it,
-this call is the whole batch. Metrics are detached; `accuracy` counts pairs told apart rightly, ties as wrong.
+micro-batches and ranks of the step, and the shares sum to the loss of the whole batch. Without it, this call
+is the whole batch.
 
 Dimension key: B pairs or prompts, K completions ranked for a prompt.
 """
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from learner.losses import Metrics
 from learner.shapes import require_same_shape
 
 DPOVariant = Literal["sigmoid", "ipo", "conservative"]
@@ -26,7 +25,7 @@ def bradley_terry_loss(
     *,
     margin: Tensor | float | None = None,
     normalizer: float | None = None,
-) -> tuple[Tensor, Metrics]:
+) -> Tensor:
     """-log sigmoid(chosen - rejected - margin), from scores of a reward model (arXiv:2203.02155, eq. 1).
 
     A margin [B] says how much better the chosen one was rated (Llama 2, arXiv:2307.09288, eq. 2).
@@ -36,13 +35,10 @@ def bradley_terry_loss(
     if isinstance(margin, Tensor):
         require_same_shape(chosen=chosen_B, margin=margin)
     gap_B = chosen_B - rejected_B
-    loss = _mean(-logsigmoid(gap_B if margin is None else gap_B - margin), normalizer)
-    return loss, _metrics("bradley_terry_loss", loss, gap_B, normalizer)
+    return _mean(-logsigmoid(gap_B if margin is None else gap_B - margin), normalizer)
 
 
-def k_wise_loss(
-    scores_BK: Tensor, ranks_BK: Tensor, *, normalizer: float | None = None
-) -> tuple[Tensor, Metrics]:
+def k_wise_loss(scores_BK: Tensor, ranks_BK: Tensor, *, normalizer: float | None = None) -> Tensor:
     """Bradley-Terry over all pairs of a ranking: mean over the pairs of a prompt, then over prompts.
 
     (arXiv:2203.02155, eq. 1, with 1 / (K choose 2).) Rank 0 is best; equal ranks are ties and make no
@@ -61,17 +57,8 @@ def k_wise_loss(
         )
     scores_BK = torch.where(present_BK, scores_BK, 0.0)
     gap_BKK = scores_BK[:, :, None] - scores_BK[:, None, :]
-
-    def per_prompt(values_BKK: Tensor) -> Tensor:
-        return torch.where(better_BKK, values_BKK, 0.0).sum(dim=(1, 2)) / num_pairs_B
-
-    loss = _mean(per_prompt(-logsigmoid(gap_BKK)), normalizer)
-    accuracy_B = per_prompt((gap_BKK > 0).to(scores_BK.dtype))
-    return loss, {
-        "k_wise_loss": loss.detach(),
-        "accuracy": _mean(accuracy_B, normalizer),
-        "margin": _mean(per_prompt(gap_BKK.detach()), normalizer),
-    }
+    losses_BKK = torch.where(better_BKK, -logsigmoid(gap_BKK), 0.0)
+    return _mean(losses_BKK.sum(dim=(1, 2)) / num_pairs_B, normalizer)
 
 
 def dpo_loss(
@@ -84,7 +71,7 @@ def dpo_loss(
     variant: DPOVariant = "sigmoid",
     label_smoothing: float = 0.0,
     normalizer: float | None = None,
-) -> tuple[Tensor, Metrics]:
+) -> Tensor:
     """Makes the policy its own reward model, with reward beta * log(policy / reference).
 
     With h the log-ratio of the chosen completion minus that of the rejected one:
@@ -93,8 +80,6 @@ def dpo_loss(
         ipo           (h - 1 / (2 beta))^2, which has an optimum at finite h  (IPO, arXiv:2310.12036, eq. 17)
         conservative  -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h),  (cDPO, Mitchell 2023)
                       for labels wrong with probability e = `label_smoothing`
-
-    The metrics `chosen_reward`, `rejected_reward` and `margin` carry beta.
     """
     gap_B = _log_ratio_gap(policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B)
     _require_positive("beta", beta)
@@ -113,12 +98,7 @@ def dpo_loss(
             losses_B = (1 - label_smoothing) * right_B + label_smoothing * wrong_B
         case _:
             raise ValueError(f"no DPO variant {variant!r}; choose one of sigmoid, ipo, conservative")
-    loss = _mean(losses_B, normalizer)
-    return loss, {
-        **_metrics("dpo_loss", loss, beta * gap_B, normalizer),
-        "chosen_reward": _mean(beta * (policy_chosen_B - reference_chosen_B).detach(), normalizer),
-        "rejected_reward": _mean(beta * (policy_rejected_B - reference_rejected_B).detach(), normalizer),
-    }
+    return _mean(losses_B, normalizer)
 
 
 def rpo_loss(
@@ -131,7 +111,7 @@ def rpo_loss(
     beta: float,
     eta: float,
     normalizer: float | None = None,
-) -> tuple[Tensor, Metrics]:
+) -> Tensor:
     """DPO that knows how much better: the gap of implicit rewards is to match eta * the reward model's gap.
 
         KL( Bernoulli(sigmoid(eta * reward gap)) || Bernoulli(sigmoid(beta h)) )
@@ -146,8 +126,7 @@ def rpo_loss(
     implicit_B, target_B = beta * gap_B, eta * reward_gap_B.detach()
     win_B = target_B.sigmoid() * (logsigmoid(target_B) - logsigmoid(implicit_B))
     lose_B = (-target_B).sigmoid() * (logsigmoid(-target_B) - logsigmoid(-implicit_B))
-    loss = _mean(win_B + lose_B, normalizer)
-    return loss, _metrics("rpo_loss", loss, implicit_B, normalizer)
+    return _mean(win_B + lose_B, normalizer)
 
 
 def rebel_loss(
@@ -159,19 +138,17 @@ def rebel_loss(
     *,
     eta: float,
     normalizer: float | None = None,
-) -> tuple[Tensor, Metrics]:
+) -> Tensor:
     """Regression of relative rewards: (h / eta - reward gap)^2 (REBEL, arXiv:2404.16767, algorithm 1).
 
     h is the log-ratio policy / behavior of the first completion minus that of the second: the behavior
     policy is the policy of the last iteration, which sampled both. `reward_gap_B` is first minus second,
-    of either sign. `accuracy` counts pairs where h has the sign of the reward gap.
+    of either sign.
     """
     gap_B = _log_ratio_gap(policy_first_B, policy_second_B, behavior_first_B, behavior_second_B)
     require_same_shape(policy_first=policy_first_B, reward_gap=reward_gap_B)
     _require_positive("eta", eta)
-    reward_gap_B = reward_gap_B.detach()
-    loss = _mean((gap_B / eta - reward_gap_B).square(), normalizer)
-    return loss, _metrics("rebel_loss", loss, gap_B * reward_gap_B.sign() / eta, normalizer)
+    return _mean((gap_B / eta - reward_gap_B.detach()).square(), normalizer)
 
 
 def _log_ratio_gap(
@@ -184,15 +161,6 @@ def _log_ratio_gap(
         old_second=old_second_B,
     )
     return (policy_first_B - old_first_B.detach()) - (policy_second_B - old_second_B.detach())
-
-
-def _metrics(loss_name: str, loss: Tensor, margin_B: Tensor, normalizer: float | None) -> Metrics:
-    margin_B = margin_B.detach()
-    return {
-        loss_name: loss.detach(),
-        "accuracy": _mean((margin_B > 0).to(margin_B.dtype), normalizer),
-        "margin": _mean(margin_B, normalizer),
-    }
 
 
 def _mean(values_B: Tensor, normalizer: float | None) -> Tensor:

@@ -34,7 +34,13 @@ MARGINS = (0.0, 1.0, 2.0)
 
 
 def train_reward_model(
-    config: RewardModelConfig, *, model_path: Path, data_folder: Path, folder: Path, seed: int, report: Callable[[str], None]
+    config: RewardModelConfig,
+    *,
+    model_path: Path,
+    data_folder: Path,
+    folder: Path,
+    seed: int,
+    report: Callable[[str], None],
 ) -> dict[str, float]:
     """Write the reward model, an ordinary sequence classifier, into `folder`; its held-out figures."""
     started = time.perf_counter()
@@ -42,7 +48,9 @@ def train_reward_model(
     rows, malformed = load_ratings(data_folder)
     split = split_ratings(rows, seed=config.split_seed, fractions=SPLIT_FRACTIONS)
     train, heldout = split["train"][: config.train_snippets], split["heldout"][: config.heldout_snippets]
-    report(f"{len(rows)} rated snippets ({len(malformed)} malformed lines left out): {len(train)} to learn from, {len(heldout)} held out")
+    report(
+        f"{len(rows)} rated snippets ({len(malformed)} malformed lines left out): {len(train)} to learn from, {len(heldout)} held out"
+    )
     _write_backbone(model_path, folder, num_layers=config.num_layers)
     train_SF = _features(folder, train, config.token_budget, report)
     heldout_SF = _features(folder, heldout, config.token_budget, report)
@@ -50,9 +58,15 @@ def train_reward_model(
     _write_head(folder, head_F)
     scores_S = heldout_SF @ head_F
     ratings_S = torch.tensor([row.rating for row in heldout])
-    metrics = {f"pairwise_accuracy_{margin:g}": pairwise_accuracy(scores_S, ratings_S, margin) for margin in MARGINS}
+    metrics = {
+        f"pairwise_accuracy_{margin:g}": pairwise_accuracy(scores_S, ratings_S, margin) for margin in MARGINS
+    }
     metrics |= {"score_mean": float(scores_S.mean()), "score_std": float(scores_S.std())}
-    metrics |= {"train_snippets": len(train), "heldout_snippets": len(heldout), "seconds": time.perf_counter() - started}
+    metrics |= {
+        "train_snippets": len(train),
+        "heldout_snippets": len(heldout),
+        "seconds": time.perf_counter() - started,
+    }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     return metrics
 
@@ -88,14 +102,20 @@ def _features(
     """[S, F]: what the head will see of each snippet."""
     started = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    token_ids = [np.asarray(ids, dtype=np.int32) for ids in tokenizer([row.text for row in rows])["input_ids"]]
+    token_ids = [
+        np.asarray(ids, dtype=np.int32) for ids in tokenizer([row.text for row in rows])["input_ids"]
+    ]
     model = load_scalar_model(folder, "float32").eval()
     features_SF = torch.zeros(len(rows), model.model.config.hidden_size)
     for members in plan_rows([len(ids) for ids in token_ids], token_budget):
-        row = pack_row([(token_ids[member], np.zeros(len(token_ids[member]), dtype=bool)) for member in members])
+        row = pack_row(
+            [(token_ids[member], np.zeros(len(token_ids[member]), dtype=bool)) for member in members]
+        )
         features_SF[members] = final_hidden_states(model.model, row)
     seconds, tokens = time.perf_counter() - started, sum(len(ids) for ids in token_ids)
-    report(f"features of {len(rows)} snippets: {tokens} tokens in {seconds:.0f} s, {tokens / seconds:.0f} a second")
+    report(
+        f"features of {len(rows)} snippets: {tokens} tokens in {seconds:.0f} s, {tokens / seconds:.0f} a second"
+    )
     return features_SF.clone()
 
 

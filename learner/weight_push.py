@@ -22,6 +22,8 @@ from learner.learner import Learner
 SHARED_MEMORY = Path("/dev/shm")
 ALIGNMENT_BYTES = 64
 """Tensors start at cache lines."""
+SCRATCH_BYTES = 2**27
+"""Target of the plain copy that a push is compared with: larger than caches, smaller than a model."""
 
 
 class WeightPush:
@@ -30,7 +32,9 @@ class WeightPush:
     A version may be packed once every worker has taken the one before: they read the same bytes.
     """
 
-    def __init__(self, learner: Learner, *, rank: int, probe_token_ids_T: Int32s, max_probe_gap: float) -> None:
+    def __init__(
+        self, learner: Learner, *, rank: int, probe_token_ids_T: Int32s, max_probe_gap: float
+    ) -> None:
         self._learner = learner
         self._rank = rank
         self._probe_token_ids_T = probe_token_ids_T
@@ -39,7 +43,7 @@ class WeightPush:
         self._layout = _layout(learner.policy)
         self._num_bytes = self._layout[-1].offset_bytes + _nbytes(self._layout[-1])
         self._buffer: torch.Tensor | None = None
-        self._copy: torch.Tensor | None = None
+        self._scratch: torch.Tensor | None = None
 
     def pack(self) -> tuple[WeightManifest | None, dict[str, float]]:
         """The manifest (rank 0 alone has one) and what it took. All ranks must call: ZeRO-3 gathers."""
@@ -88,10 +92,11 @@ class WeightPush:
     def _time_plain_copy(self) -> float:
         """Seconds to copy as many bytes within memory: what the push is measured against."""
         assert self._buffer is not None
-        if self._copy is None:
-            self._copy = torch.zeros_like(self._buffer)
+        if self._scratch is None:
+            self._scratch = torch.zeros(SCRATCH_BYTES, dtype=torch.uint8)
         started = time.perf_counter()
-        self._copy.copy_(self._buffer)
+        for chunk in self._buffer.split(SCRATCH_BYTES):
+            self._scratch[: len(chunk)].copy_(chunk)
         return time.perf_counter() - started
 
 
@@ -114,4 +119,3 @@ def _layout(policy: ZeroEngine) -> tuple[TensorEntry, ...]:
 def _nbytes(entry: TensorEntry) -> int:
     dtype: torch.dtype = getattr(torch, entry.dtype)
     return torch.Size(entry.shape).numel() * dtype.itemsize
-

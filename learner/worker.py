@@ -61,14 +61,18 @@ class LearnerWorker:
 
         torch.set_num_threads(setup.config.resources.threads)
         world_size = setup.config.world_size
-        join_group(rank=self._rank, world_size=world_size, address=address, port=port, deadline_s=setup.deadline_s)
+        join_group(
+            rank=self._rank, world_size=world_size, address=address, port=port, deadline_s=setup.deadline_s
+        )
         dtype = setup.model.dtype
         policy = ZeroEngine(load_policy(setup.model_path, dtype), setup.config, dtype=dtype)
         value_model = None
         if isinstance(setup.algorithm, PPOConfig):
             assert setup.value_model_path is not None
             check_same_tokenizer(setup.model_path, setup.value_model_path)
-            value_model = ZeroEngine(load_scalar_model(setup.value_model_path, dtype), setup.config, dtype=dtype)
+            value_model = ZeroEngine(
+                load_scalar_model(setup.value_model_path, dtype), setup.config, dtype=dtype
+            )
         self._setup = setup
         self._learner = Learner(
             rank=self._rank,
@@ -122,8 +126,6 @@ class LearnerWorker:
 
         self._push.close()
         leave_group()
-        for leftover in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.environ.get('MASTER_PORT')}*"):
-            leftover.unlink(missing_ok=True)
 
 
 class LearnerGroup:
@@ -150,7 +152,10 @@ class LearnerGroup:
     async def start(self, setup: LearnerSetup) -> None:
         """Load the networks on every rank. Raises `UserError` or `WorkerError`, naming the rank."""
         address, port = await answer(
-            self._actors[0].rendezvous.remote(), who="learner rank 0", what="starting", deadline_s=setup.deadline_s
+            self._actors[0].rendezvous.remote(),
+            who="learner rank 0",
+            what="starting",
+            deadline_s=setup.deadline_s,
         )
         await self._all("start", setup, address, port, what="starting", deadline_s=setup.deadline_s)
 
@@ -174,7 +179,9 @@ class LearnerGroup:
     async def load(self, folder: Path) -> int:
         versions = await self._all("load", folder, what="loading a checkpoint", deadline_s=self._learn_s)
         if len(set(versions)) != 1:
-            raise UserError(f"{folder}: its ranks are at different versions {versions}; use an older checkpoint")
+            raise UserError(
+                f"{folder}: its ranks are at different versions {versions}; use an older checkpoint"
+            )
         return int(versions[0])
 
     async def save_model(self, folder: Path) -> None:

@@ -76,7 +76,7 @@ def _reward(args: argparse.Namespace) -> None:
     # Imports torch, as above.
     from orchestration.run import train_reward_model
 
-    print(f"reward model: {train_reward_model(recipe)}")
+    train_reward_model(recipe)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -84,10 +84,8 @@ def _demo(args: argparse.Namespace) -> None:
     for name in _assets(recipe):
         prepare(name)
     # Imports torch and Ray, as above.
-    from orchestration.run import train, train_reward_model
+    from orchestration.run import train
 
-    if recipe.reward_model is not None:
-        train_reward_model(recipe)
     train(recipe, run_folder=None, resume=False, address=None)
 
 

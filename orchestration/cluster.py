@@ -91,7 +91,9 @@ def joined(address: str | None) -> Iterator[None]:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except ConnectionError as error:
-            raise UserError(f"no Ray cluster answers at {address or os.environ['RAY_ADDRESS']}: {error}") from error
+            raise UserError(
+                f"no Ray cluster answers at {address or os.environ['RAY_ADDRESS']}: {error}"
+            ) from error
     try:
         yield
     finally:

@@ -4,10 +4,10 @@ import asyncio
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +16,6 @@ from core.messages import Completion, Prompt, Rollout
 
 EVALUATION_SEED = 7_000_000_000
 """Far from every training seed (see `orchestration.trainer`)."""
-
-
-class Decoder(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
-
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +45,9 @@ async def evaluate(pool: RolloutPool, prompts: Sequence[Prompt], *, seed: int) -
     """One completion a prompt from the present policy version, scored."""
     groups = await asyncio.gather(
         *(
-            pool.roll_out(prompt, group_id=f"heldout-{index}", seeds=[EVALUATION_SEED + seed * 100_003 + index])
+            pool.roll_out(
+                prompt, group_id=f"heldout-{index}", seeds=[EVALUATION_SEED + seed * 100_003 + index]
+            )
             for index, prompt in enumerate(prompts)
         )
     )
@@ -74,7 +70,7 @@ def samples_of(rollouts: Sequence[Rollout]) -> list[Sample]:
 
 
 async def compare(
-    pool: RolloutPool, before: list[Sample], after: Sequence[Rollout], decoder: Decoder
+    pool: RolloutPool, before: list[Sample], after: Sequence[Rollout], decode: Callable[[list[int]], str]
 ) -> Comparison:
     """Pair up two evaluations of the same prompts. Longer texts can score higher for their length alone, so
     each pair is also scored again at the length of its shorter completion."""
@@ -83,9 +79,14 @@ async def compare(
         new = rollout.completion
         length = min(len(old.completion_ids), new.num_completion_tokens)
         prompt_ids = new.prompt.token_ids.tolist()
-        for ids, into in ((prompt_ids + old.completion_ids, matched_before), (new.token_ids_T.tolist(), matched_after)):
-            into.append(_shortened(new, ids[: len(prompt_ids) + length], decoder))
-    scores = await asyncio.gather(*(_score(pool, completion) for completion in matched_before + matched_after))
+        for ids, into in (
+            (prompt_ids + old.completion_ids, matched_before),
+            (new.token_ids_T.tolist(), matched_after),
+        ):
+            into.append(_shortened(new, ids[: len(prompt_ids) + length], decode))
+    scores = await asyncio.gather(
+        *(_score(pool, completion) for completion in matched_before + matched_after)
+    )
     return Comparison(
         before=before,
         after=samples_of(after),
@@ -161,9 +162,9 @@ async def _score(pool: RolloutPool, completion: Completion) -> float:
     return pool.score_of(await pool.rewards_of(completion))
 
 
-def _shortened(like: Completion, token_ids: list[int], decoder: Decoder) -> Completion:
+def _shortened(like: Completion, token_ids: list[int], decode: Callable[[list[int]], str]) -> Completion:
     """A completion with other tokens, fit to be scored (its log-probs are cut along and mean nothing)."""
     token_ids_T = np.array(token_ids, dtype=np.int32)
     sampled_T = np.arange(len(token_ids)) >= like.num_prompt_tokens
-    text = decoder.decode(token_ids[like.num_prompt_tokens :], skip_special_tokens=True)
+    text = decode(token_ids[like.num_prompt_tokens :])
     return replace(like, token_ids_T=token_ids_T, sampled_T=sampled_T, text=text)

@@ -5,35 +5,38 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from core.errors import UserError
-from core.metrics import DURATION_BUCKETS_S, METRICS, Kind, Metric
+from core.metrics import DURATION_BUCKETS_S, METRICS, Metric
+
+Family = TypeVar("Family", Counter, Gauge, Histogram)
 
 _HOST = "127.0.0.1"
 """Nobody outside this machine is served: /metrics asks for no password."""
 
-# Else every counter and histogram has a second, undeclared series with the time that it was created at.
-prometheus_client.disable_created_metrics()
+# Else every counter and histogram gets a second, undeclared series with the time it was created at.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class MetricsHub:
     """Every series of one run, in a registry of its own: other libraries' series stay out of it.
 
-    A series is there from its first value on: a figure that is not known yet is absent, not zero.
-    Only counters begin at zero. Raises ValueError for a name or labels that `core/metrics.py` does not declare.
+    A series is there from its first value on: a figure that is not known yet is absent, not zero. Only
+    counters begin at zero. `ValueError` for a name or labels that `core/metrics.py` does not declare.
     """
 
     def __init__(self, port: int | None = 0) -> None:
-        """Serve on this port of localhost, 0 for a free one, None for none. Raises `UserError` if it is taken."""
+        """Serve on this port of localhost, 0 for a free one, None for none. `UserError` if it is taken."""
         self._registry = CollectorRegistry()
         self._families: dict[str, Counter | Gauge | Histogram] = {}
         self._server = None
         for metric in METRICS.values():
             if metric.kind == "counter":
-                self._family(metric)
+                self._families[metric.name] = self._create(metric)
         if port is not None:
             try:
                 self._server, self._thread = prometheus_client.start_http_server(
@@ -46,11 +49,74 @@ class MetricsHub:
 
     @property
     def url(self) -> str | None:
-        """Where the metrics are served, if they are."""
+        """Where the series are served, if they are."""
         return f"http://{_HOST}:{self._server.server_port}/metrics" if self._server else None
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """The last value of a gauge."""
-        family = self._series(name, "gauge", labels)
-        assert isinstance(family, Gauge)
-        family.set(value)
+        self._series(Gauge, name, labels).set(value)
+
+    def add(self, name: str, value: float = 1.0, **labels: str) -> None:
+        """Add to a counter."""
+        self._series(Counter, name, labels).inc(value)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """One more observation of a histogram."""
+        self._series(Histogram, name, labels).observe(value)
+
+    def record_step(self, path: Path, record: Mapping[str, object]) -> None:
+        """Append one step's figures to a file of JSON lines; what is not finite becomes null."""
+        line = json.dumps({key: _jsonable(value) for key, value in record.items()}, allow_nan=False) + "\n"
+        _cut_unfinished_line(path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def close(self) -> None:
+        """Stop serving. May be called more than once."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+            self._server = None
+
+    def _series(self, family_type: type[Family], name: str, labels: Mapping[str, str]) -> Family:
+        metric = METRICS.get(name)
+        if metric is None:
+            close = difflib.get_close_matches(name, METRICS, n=1)
+            raise ValueError(f"{name}: not declared in core/metrics.py" + f"; {close[0]} is" * bool(close))
+        if labels.keys() != set(metric.labels):
+            raise ValueError(f"{name}: declared with labels {metric.labels}, not {tuple(labels)}")
+        family = self._families.get(name)
+        if family is None:
+            family = self._families[name] = self._create(metric)
+        if not isinstance(family, family_type):
+            raise ValueError(f"{name}: declared as a {metric.kind}, not as a {family_type.__name__.lower()}")
+        return family.labels(**labels) if labels else family
+
+    def _create(self, metric: Metric) -> Counter | Gauge | Histogram:
+        arguments = (metric.name, metric.help, metric.labels)
+        match metric.kind:
+            case "counter":
+                return Counter(*arguments, registry=self._registry)
+            case "gauge":
+                return Gauge(*arguments, registry=self._registry)
+            case "histogram":
+                return Histogram(*arguments, buckets=DURATION_BUCKETS_S, registry=self._registry)
+
+
+def _jsonable(value: object) -> object:
+    """The value, without the NaN and infinity that JSON has no way to write."""
+    if isinstance(value, Mapping):
+        return {key: _jsonable(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    """Remove the half of a line that a run left which was killed while it wrote."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, 2)
+        if file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)

