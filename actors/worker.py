@@ -1,6 +1,5 @@
 """The actors at Ray's edge: rollout workers, reference scorers and reward servers, and handles to them."""
 
-import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ import ray
 from actors.batching import DynamicBatcher
 from actors.config import ReferenceConfig, RewardFunctionReward, RewardModelReward, RolloutConfig
 from actors.engine_loop import EngineLoop
-from core.config import ModelConfig, Resources
-from core.messages import Completion, Float32s, SampleRequest
+from core.config import ModelConfig
+from core.messages import Completion, SampleRequest
 from core.remote import actor_options, answer, own_memory_bytes
 from core.weights import WeightManifest
 

@@ -14,6 +14,12 @@ from core.errors import WorkerError
 
 T = TypeVar("T")
 
+MALLOC_TUNABLES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184"
+)
+"""Keep freed memory and ask for huge pages. Activations of hundreds of megabytes come and go in every step; given
+back to the system each time, touching them again costs up to half of the step (measured on a virtual machine)."""
+
 
 async def answer(reference: Awaitable[T], *, who: str, what: str, deadline_s: float) -> T:
     """The result of a remote call.
@@ -46,6 +52,7 @@ def actor_options(resources: Resources, environment: Mapping[str, str] | None = 
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "0",
         "TOKENIZERS_PARALLELISM": "false",
+        "GLIBC_TUNABLES": MALLOC_TUNABLES,
         **(environment or {}),
     }
     return {
