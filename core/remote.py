@@ -1,7 +1,6 @@
 """Waiting for another process: every wait has a deadline, and an error that names who did not answer."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
@@ -64,10 +63,8 @@ def actor_options(resources: Resources, environment: Mapping[str, str] | None = 
 
 
 def own_memory_bytes() -> int:
-    """Resident memory of this process and its children, without what it shares with others."""
-    process = psutil.Process(os.getpid())
-    family = [process, *process.children(recursive=True)]
-    return sum(member.memory_full_info().uss for member in family)
+    """Resident memory of this process; what it shares with others counts in equal parts (PSS)."""
+    return int(psutil.Process().memory_full_info().pss)
 
 
 def node_address() -> str:

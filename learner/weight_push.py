@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from core.messages import Int32s
@@ -20,6 +21,8 @@ from learner.engine import ZeroEngine
 from learner.learner import Learner
 
 SHARED_MEMORY = Path("/dev/shm")
+BUFFER_PREFIX = "leash-weights-"
+"""Then the owner's process id."""
 ALIGNMENT_BYTES = 64
 """Tensors start at cache lines."""
 SCRATCH_BYTES = 2**27
@@ -39,7 +42,8 @@ class WeightPush:
         self._rank = rank
         self._probe_token_ids_T = probe_token_ids_T
         self._max_probe_gap = max_probe_gap
-        self._path = SHARED_MEMORY / f"leash-weights-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._path = SHARED_MEMORY / f"{BUFFER_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        _remove_abandoned_buffers()
         self._layout = _layout(learner.policy)
         self._num_bytes = self._layout[-1].offset_bytes + _nbytes(self._layout[-1])
         self._buffer: torch.Tensor | None = None
@@ -98,6 +102,14 @@ class WeightPush:
         for chunk in self._buffer.split(SCRATCH_BYTES):
             self._scratch[: len(chunk)].copy_(chunk)
         return time.perf_counter() - started
+
+
+def _remove_abandoned_buffers() -> None:
+    """A learner that was killed leaves its buffer behind, and nobody else removes it."""
+    for buffer in SHARED_MEMORY.glob(f"{BUFFER_PREFIX}*"):
+        owner = int(buffer.name.removeprefix(BUFFER_PREFIX).split("-")[0])
+        if not psutil.pid_exists(owner):
+            buffer.unlink(missing_ok=True)
 
 
 def _layout(policy: ZeroEngine) -> tuple[TensorEntry, ...]:

@@ -74,7 +74,7 @@ def _reward(args: argparse.Namespace) -> None:
             f"{find_recipe(args.recipe)}: has no reward model to train; add a [reward_model] table"
         )
     # Imports torch, as above.
-    from orchestration.run import train_reward_model
+    from orchestration.inputs import train_reward_model
 
     train_reward_model(recipe)
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,14 +113,21 @@ async def started(
     places = {worker.name: _place(group, index) for index, worker in enumerate(plan)}
     try:
         workers = await _start(recipe, places, model_path, reward_paths, probe_token_ids_T)
-        yield workers
+        try:
+            yield workers
+        except BaseException:
+            # A learner that cannot close any more must not hide why the run failed.
+            with suppress(WorkerError):
+                await workers.learner.close()
+            raise
         await workers.learner.close()
     finally:
         remove_placement_group(group)
 
 
 async def _reserve(plan: list[Worker], deadline_s: float) -> PlacementGroup:
-    """One placement group for all: either every worker has its place, or none starts."""
+    """One placement group for all: either every worker has its place, or none starts. On one node, because
+    weights move through its shared memory."""
     wanted: Counter[str] = Counter()
     for worker in plan:
         wanted.update(worker.bundle)
@@ -133,7 +140,7 @@ async def _reserve(plan: list[Worker], deadline_s: float) -> PlacementGroup:
             f"the recipe asks Ray for {need}, but the cluster has {have}. Lower the workers or their "
             "resources, or add nodes."
         )
-    group = placement_group([worker.bundle for worker in plan], strategy="PACK")
+    group = placement_group([worker.bundle for worker in plan], strategy="STRICT_PACK")
     try:
         await answer(group.ready(), who="Ray", what="placing the workers", deadline_s=deadline_s)
     except WorkerError as error:

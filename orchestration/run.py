@@ -4,26 +4,18 @@ The loop itself is `orchestration/trainer.py`.
 """
 
 import asyncio
-import hashlib
 import json
-import shutil
-import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-from actors.config import MovieReviewPrompts, RewardModelReward
-from actors.prompts import PromptStream, load_prompts
+from actors.prompts import PromptStream
 from core.errors import UserError
-from core.messages import Int32s
+from core.remote import own_memory_bytes
 from orchestration import cluster
-from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
 from orchestration.config import Recipe
 from orchestration.evaluation import (
+    Sample,
     compare,
     evaluate,
     load_samples,
@@ -32,49 +24,14 @@ from orchestration.evaluation import (
     summarize,
     table_rows,
 )
+from orchestration.inputs import RunInputs
+from orchestration.interrupts import Interrupts
 from orchestration.metrics_hub import MetricsHub
 from orchestration.run_folder import RunFolder, write_atomically
 from orchestration.run_log import RunLog
 from orchestration.summary import run_figures
 from orchestration.terminal import TerminalView, before_after_markdown, before_after_table
 from orchestration.trainer import Trainer
-
-PROBE_TOKENS = 64
-"""Length of the sequence on which engine and learner are compared after every push."""
-
-
-def train_reward_model(recipe: Recipe) -> Path:
-    """The folder of the recipe's reward model, trained if the cache does not have it. Prints its figures."""
-    assert recipe.reward_model is not None
-    model_path = resolve_model(recipe.model.path)
-    key = json.dumps([recipe.reward_model.model_dump(), str(model_path), recipe.seed], sort_keys=True)
-    folder = (
-        cache_folder() / "reward-models" / f"{recipe.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    )
-    if not (folder / "metrics.json").is_file():
-        # torch's training side; a run whose reward model is cached does not need it here.
-        from learner.reward_stage import train_reward_model as train_into
-
-        unfinished = folder.with_name(folder.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        train_into(
-            recipe.reward_model,
-            model_path=model_path,
-            data_folder=asset_path(RATINGS.name),
-            folder=unfinished,
-            seed=recipe.seed,
-            report=lambda text: print(text, flush=True),
-        )
-        unfinished.rename(folder)
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    accuracies = ", ".join(f"{metrics[f'pairwise_accuracy_{m}']:.3f} at {m}" for m in (0, 1, 2))
-    print(
-        f"reward model: held-out pairwise accuracy {accuracies} or more apart in mean rating; "
-        f"trained in {metrics['seconds']:.0f} s ({folder})",
-        flush=True,
-    )
-    return folder
 
 
 def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str | None) -> dict[str, Any]:
@@ -94,44 +51,11 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
     try:
         with cluster.joined(address):
             return asyncio.run(Run(recipe, inputs, folder, hub, view, started).execute())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
     finally:
         view.stop()
         hub.close()
-
-
-class RunInputs:
-    """Everything that is read from disk before the first process starts, so that bad input costs nothing."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.model_path = resolve_model(recipe.model.path)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.model_path)
-        self.train_prompts, self.heldout_prompts = load_prompts(
-            recipe.prompts,
-            self.tokenizer,
-            data_folder=asset_path(RATINGS.name) if isinstance(recipe.prompts, MovieReviewPrompts) else None,
-            num_heldout=recipe.trainer.heldout_prompts,
-            max_prompt_tokens=recipe.model.max_model_len - recipe.rollout.max_new_tokens,
-        )
-        self.reward_paths: dict[str, Path] = {}
-        self.reward_model_metrics: dict[str, Any] = {}
-        for reward in recipe.rewards:
-            if isinstance(reward, RewardModelReward):
-                path = resolve_model(reward.path) if reward.path else train_reward_model(recipe)
-                self.reward_paths[f"reward-{reward.name}"] = path
-                if (path / "metrics.json").is_file():
-                    self.reward_model_metrics = json.loads(
-                        (path / "metrics.json").read_text(encoding="utf-8")
-                    )
-
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of completion tokens, special ones left out."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
-
-    def probe_token_ids(self, max_model_len: int) -> Int32s:
-        """Held-out text, end to end: what engine and learner must score alike."""
-        ids = np.concatenate([prompt.token_ids for prompt in self.heldout_prompts])
-        probe: Int32s = ids[: min(PROBE_TOKENS, max_model_len - 1)]
-        return probe
 
 
 class Run:
@@ -154,9 +78,16 @@ class Run:
         self._hub = hub
         self._started = started
         self._seconds_to_first_step: float | None = None
+        self._memory: dict[str, int] = {}
+        self._interrupts = Interrupts(lambda: self._stop())
+        self._stop = self._interrupts.cancel
 
     async def execute(self) -> dict[str, Any]:
         """Start the workers, train, compare, and write the summary."""
+        with self._interrupts:
+            return await self._execute()
+
+    async def _execute(self) -> dict[str, Any]:
         self._view.phase("start")
         async with cluster.started(
             self._recipe,
@@ -164,35 +95,41 @@ class Run:
             reward_paths=self._inputs.reward_paths,
             probe_token_ids_T=self._inputs.probe_token_ids(self._recipe.model.max_model_len),
         ) as self._workers:
-            trainer = self._make_trainer()
-            task = asyncio.current_task()
-            assert task is not None
-            with _signals(trainer.stop, task.cancel):
-                return await self._train_and_compare(trainer)
+            return await self._train_and_compare(self._make_trainer())
 
     async def _train_and_compare(self, trainer: Trainer) -> dict[str, Any]:
-        steps = self._recipe.trainer.steps
         start = await self._load_checkpoint()
         await trainer.push_weights()
         before = await self._evaluate_before(start)
+        await self._train(trainer, start)
+        return await self._finish(before)
+
+    async def _train(self, trainer: Trainer, start: int) -> None:
+        """To the last step, or to the step in which a signal asked to stop; saved in both cases."""
+        steps = self._recipe.trainer.steps
+        self._stop = trainer.stop
         reached = await trainer.train(start=start, stop=steps, after_step=self._after_step)
-        if reached < steps:
+        if reached > start:
             await self._save_checkpoint(reached)
+        if reached < steps:
             self._view.note(f"stopped after step {reached}; go on with --run {self._folder.path} --resume")
             raise KeyboardInterrupt
+        self._stop = self._interrupts.cancel
+
+    async def _finish(self, before: list[Sample]) -> dict[str, Any]:
+        """Evaluate again, compare, and write what people and scripts read."""
         self._view.phase("evaluate")
         after = await evaluate(self._workers.pool, self._inputs.heldout_prompts, seed=self._recipe.seed)
         save_samples(samples_of(after), self._folder.path / "heldout-after.jsonl")
         comparison = await compare(self._workers.pool, before, after, self._inputs.decode)
-        memory = await self._workers.memory_bytes()
+        await self._measure_memory()
         self._view.phase("save")
         if self._recipe.trainer.save_model:
             await self._workers.learner.save_model((self._folder.path / "model").absolute())
-        await self._save_checkpoint(reached)
         summary = summarize(comparison) | run_figures(
             self._recipe,
             self._log.records,
-            memory=memory,
+            memory=self._memory,
             reward_model=self._inputs.reward_model_metrics,
             seconds_to_first_step=self._seconds_to_first_step,
             seconds_total=time.perf_counter() - self._started,
@@ -227,7 +164,7 @@ class Run:
         self._view.note(f"resumed from {checkpoint}")
         return version
 
-    async def _evaluate_before(self, start: int) -> Any:
+    async def _evaluate_before(self, start: int) -> list[Sample]:
         """Held-out completions of the untrained policy; a resumed run has kept them."""
         file = self._folder.path / "heldout-before.jsonl"
         if not file.is_file():
@@ -241,10 +178,18 @@ class Run:
     async def _after_step(self, version: int) -> None:
         if self._seconds_to_first_step is None:
             self._seconds_to_first_step = time.perf_counter() - self._started
-            self._log.memory(await self._workers.memory_bytes())
+        await self._measure_memory()
         every = self._recipe.trainer.checkpoint_every
         if every and version % every == 0 and version < self._recipe.trainer.steps:
             await self._save_checkpoint(version)
+
+    async def _measure_memory(self) -> None:
+        """Memory of every process now, and the largest so far."""
+        sizes = await self._workers.memory_bytes()
+        sizes["driver"] = own_memory_bytes()
+        self._log.memory(sizes)
+        sizes["total"] = sum(sizes.values())
+        self._memory = {name: max(size, self._memory.get(name, 0)) for name, size in sizes.items()}
 
     async def _save_checkpoint(self, version: int) -> None:
         self._view.phase("save")
@@ -253,26 +198,3 @@ class Run:
         await self._workers.learner.save(unfinished)
         self._folder.commit_checkpoint(unfinished)
         self._hub.set("leash_checkpoint_seconds", time.perf_counter() - started)
-
-
-class _signals:
-    """Ctrl-C and SIGTERM end the run after the step in progress; a second one ends it at once."""
-
-    def __init__(self, stop: Callable[[], None], cancel: Callable[[], Any]) -> None:
-        self._stop = stop
-        self._cancel = cancel
-        self._asked = False
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(number)
-
-    def _handle(self) -> None:
-        if self._asked:
-            self._cancel()
-        self._asked = True
-        self._stop()

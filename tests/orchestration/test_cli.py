@@ -22,7 +22,7 @@ Calls = list[tuple[str, Any]]
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What the command asked of the rest of Leash, in order."""
     calls: Calls = []
-    run = ModuleType("orchestration.run")
+    run, inputs = ModuleType("orchestration.run"), ModuleType("orchestration.inputs")
 
     def train(recipe: Recipe, **options: Any) -> dict[str, Any]:
         calls.append(("train", (recipe, options)))
@@ -32,8 +32,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         calls.append(("reward", recipe))
         return Path("models/reward")
 
-    run.train, run.train_reward_model = train, train_reward_model  # type: ignore[attr-defined]
+    run.train, inputs.train_reward_model = train, train_reward_model  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "orchestration.run", run)
+    monkeypatch.setitem(sys.modules, "orchestration.inputs", inputs)
     monkeypatch.setattr(cli, "prepare", lambda name: calls.append(("prepare", name)))
     return calls
 

@@ -1,0 +1,88 @@
+"""Everything that a run reads from disk before its first process starts, so that bad input costs nothing."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from actors.config import MovieReviewPrompts, RewardModelReward
+from actors.prompts import load_prompts
+from core.messages import Int32s
+from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
+from orchestration.config import Recipe
+
+PROBE_TOKENS = 64
+"""Length of the sequence on which engine and learner are compared after every push."""
+
+
+class RunInputs:
+    """Model, prompts and reward models of a recipe. Raises `UserError` for whatever is wrong with them."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.model_path = resolve_model(recipe.model.path)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.model_path)
+        self.train_prompts, self.heldout_prompts = load_prompts(
+            recipe.prompts,
+            self.tokenizer,
+            data_folder=asset_path(RATINGS.name) if isinstance(recipe.prompts, MovieReviewPrompts) else None,
+            num_heldout=recipe.trainer.heldout_prompts,
+            max_prompt_tokens=recipe.model.max_model_len - recipe.rollout.max_new_tokens,
+        )
+        self.reward_paths: dict[str, Path] = {}
+        self.reward_model_metrics: dict[str, Any] = {}
+        for reward in recipe.rewards:
+            if isinstance(reward, RewardModelReward):
+                path = resolve_model(reward.path) if reward.path else train_reward_model(recipe)
+                self.reward_paths[f"reward-{reward.name}"] = path
+                if (path / "metrics.json").is_file():
+                    self.reward_model_metrics = json.loads(
+                        (path / "metrics.json").read_text(encoding="utf-8")
+                    )
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of completion tokens, special ones left out."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def probe_token_ids(self, max_model_len: int) -> Int32s:
+        """Held-out text, end to end: what engine and learner must score alike."""
+        ids = np.concatenate([prompt.token_ids for prompt in self.heldout_prompts])
+        probe: Int32s = ids[: min(PROBE_TOKENS, max_model_len - 1)]
+        return probe
+
+
+def train_reward_model(recipe: Recipe) -> Path:
+    """The folder of the recipe's reward model, trained if the cache does not have it. Prints its figures."""
+    assert recipe.reward_model is not None
+    model_path = resolve_model(recipe.model.path)
+    key = json.dumps([recipe.reward_model.model_dump(), str(model_path), recipe.seed], sort_keys=True)
+    folder = (
+        cache_folder() / "reward-models" / f"{recipe.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    )
+    if not (folder / "metrics.json").is_file():
+        # torch's training side; a run whose reward model is cached does not need it here.
+        from learner.reward_stage import train_reward_model as train_into
+
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        train_into(
+            recipe.reward_model,
+            model_path=model_path,
+            data_folder=asset_path(RATINGS.name),
+            folder=unfinished,
+            seed=recipe.seed,
+            report=lambda text: print(text, flush=True),
+        )
+        unfinished.rename(folder)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    accuracies = ", ".join(f"{metrics[f'pairwise_accuracy_{m}']:.3f} at {m}" for m in (0, 1, 2))
+    print(
+        f"reward model: held-out pairwise accuracy {accuracies} or more apart in mean rating; "
+        f"trained in {metrics['seconds']:.0f} s ({folder})",
+        flush=True,
+    )
+    return folder

@@ -1,0 +1,75 @@
+"""The digest of a tensor, and tensors that look into one buffer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.weights import TensorEntry, digest, map_buffer, view_tensors
+
+
+def entry(name: str, tensor: torch.Tensor, offset_bytes: int) -> TensorEntry:
+    return TensorEntry(
+        name=name,
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=tuple(tensor.shape),
+        offset_bytes=offset_bytes,
+        digest=digest(tensor),
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(min_size=1, max_size=64), st.data())
+def test_any_changed_byte_changes_the_digest(content: bytes, data: st.DataObject) -> None:
+    tensor = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    changed = tensor.clone()
+    place = data.draw(st.integers(0, len(content) - 1))
+    changed[place] ^= data.draw(st.integers(1, 255))
+    assert digest(changed) != digest(tensor)
+    assert digest(tensor.clone()) == digest(tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_digest_sees_the_smallest_change_of_a_weight(dtype: torch.dtype) -> None:
+    weights = torch.ones(3, 5, dtype=dtype)
+    changed = weights.clone()
+    changed[2, 4] += torch.finfo(dtype).eps
+    assert digest(changed) != digest(weights)
+
+
+def test_tensors_go_through_the_buffer_and_come_back_the_same(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "embed.weight": torch.randn(7, 4, generator=generator),
+        "norm.weight": torch.randn(4, generator=generator).bfloat16(),
+        "scalar": torch.randn((), generator=generator),
+    }
+    entries, offset = [], 0
+    for name, tensor in tensors.items():
+        entries.append(entry(name, tensor, offset))
+        offset += -(-tensor.nbytes // 16) * 16
+    buffer = map_buffer(str(tmp_path / "buffer"), offset)
+    for name, view in view_tensors(buffer, tuple(entries)):
+        view.copy_(tensors[name])
+    read_back = dict(view_tensors(map_buffer(str(tmp_path / "buffer"), offset), tuple(entries)))
+    assert list(read_back) == list(tensors)
+    for one in entries:
+        tensor = read_back[one.name]
+        assert tensor.dtype == tensors[one.name].dtype
+        assert torch.equal(tensor, tensors[one.name])
+        assert digest(tensor) == one.digest
+
+
+def test_views_are_no_copies(tmp_path: Path) -> None:
+    """What one process writes into the buffer, another one's tensors show."""
+    path = str(tmp_path / "buffer")
+    entries = (entry("w", torch.zeros(3, 2), 8),)
+    ((_, written),) = view_tensors(map_buffer(path, 32), entries)
+    ((_, seen),) = view_tensors(map_buffer(path, 32), entries)
+    written[2, 1] = 42.0
+    assert seen[2, 1] == 42.0
+    buffer = map_buffer(path, 32)
+    ((_, view),) = view_tensors(buffer, entries)
+    assert view.data_ptr() == buffer.data_ptr() + 8

@@ -1,0 +1,213 @@
+"""Stand-ins that several tests share: messages from a few numbers, workers without Ray, and a clock without waiting."""
+
+import asyncio
+import selectors
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from core.messages import (
+    Bools,
+    Completion,
+    Float32s,
+    Int32s,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    SampleRequest,
+    VersionSpan,
+)
+from core.weights import WeightManifest
+
+T = TypeVar("T")
+
+
+def int32s(*values: int) -> Int32s:
+    return np.array(values, dtype=np.int32)
+
+
+def make_prompt(*token_ids: int, text: str = "a prompt", **columns: Any) -> Prompt:
+    return Prompt(prompt_id=text, text=text, token_ids=int32s(*(token_ids or (1, 2))), columns=columns)
+
+
+def make_completion(
+    *sampled_ids: int,
+    prompt: Prompt | None = None,
+    request_id: str = "completion",
+    versions: Sequence[int] = (0,),
+    behavior: Sequence[float] | None = None,
+    text: str = "a completion",
+) -> Completion:
+    """A completion whose tokens were sampled by `versions`, in equal parts."""
+    prompt = prompt or make_prompt()
+    before, count = len(prompt.token_ids), len(sampled_ids)
+    logprobs = np.zeros(before + count, dtype=np.float32)
+    logprobs[before:] = -1.0 if behavior is None else behavior
+    edges = np.linspace(0, count, len(versions) + 1).astype(int)
+    return Completion(
+        request_id=request_id,
+        prompt=prompt,
+        token_ids_T=np.concatenate([prompt.token_ids, int32s(*sampled_ids)]),
+        sampled_T=np.arange(before + count) >= before,
+        behavior_logprobs_T=logprobs,
+        version_spans=tuple(
+            VersionSpan(policy_version=version, start=int(start), stop=int(stop))
+            for version, start, stop in zip(versions, edges[:-1], edges[1:], strict=True)
+        ),
+        text=text,
+        truncated=False,
+    )
+
+
+def make_rollout(
+    completion: Completion, *, score: float = 0.0, reference: Sequence[float] | None = None
+) -> Rollout:
+    logprobs = np.zeros(len(completion.token_ids_T), dtype=np.float32)
+    logprobs[completion.sampled_T] = -2.0 if reference is None else reference
+    return Rollout(
+        completion=completion, reference_logprobs_T=logprobs, rewards={"fake": score}, score=score
+    )
+
+
+def make_group(group_id: str, rollouts: Sequence[Rollout]) -> RolloutGroup:
+    return RolloutGroup(group_id=group_id, rollouts=tuple(rollouts))
+
+
+@dataclass(frozen=True, slots=True)
+class FakePullReport:
+    """What a rollout worker reports of a weight pull."""
+
+    load_s: float
+    verify_s: float
+    probe_gap: float
+
+
+class FakeSampler:
+    """A rollout worker that samples the request's seed as its only token, after `delay_s` of the request."""
+
+    def __init__(
+        self,
+        name: str = "rollout-0",
+        *,
+        delay_s: Callable[[SampleRequest], float] = lambda request: 0.0,
+        version: int = 0,
+    ) -> None:
+        self.name = name
+        self.num_running = 0
+        self.version = version
+        self.requests: list[SampleRequest] = []
+        self.report = FakePullReport(load_s=0.0, verify_s=0.0, probe_gap=0.0)
+        self._delay_s = delay_s
+
+    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[Completion]:
+        self.requests += requests
+        self.num_running += len(requests)
+        left = len(requests)
+        tasks = [asyncio.ensure_future(self._sample_one(request)) for request in requests]
+        try:
+            for finished in asyncio.as_completed(tasks):
+                completion = await finished
+                left -= 1
+                self.num_running -= 1
+                yield completion
+        finally:
+            self.num_running -= left
+            for task in tasks:
+                task.cancel()
+
+    async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> Any:
+        self.version = manifest.policy_version
+        return self.report
+
+    async def _sample_one(self, request: SampleRequest) -> Completion:
+        first = self.version
+        await asyncio.sleep(self._delay_s(request))
+        versions = (first,) if self.version == first else (first, self.version)
+        return make_completion(
+            *[request.seed % 2**31] * len(versions),
+            prompt=request.prompt,
+            request_id=request.request_id,
+            versions=versions,
+        )
+
+
+class FakeScorer:
+    """A scorer that answers with a function of the completion, after `delay_s`."""
+
+    def __init__(self, function: Callable[[Completion], Any], *, delay_s: float = 0.0) -> None:
+        self._function = function
+        self._delay_s = delay_s
+        self.num_started = 0
+        self.num_cancelled = 0
+
+    async def score(self, completion: Completion) -> Any:
+        self.num_started += 1
+        try:
+            await asyncio.sleep(self._delay_s)
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        return self._function(completion)
+
+
+def flat_reference(completion: Completion) -> Float32s:
+    """[T] log-probs of a reference that finds every sampled token likely by half."""
+    mask: Bools = completion.sampled_T
+    return np.where(mask, np.float32(np.log(0.5)), np.float32(0)).astype(np.float32)
+
+
+def make_manifest(version: int) -> WeightManifest:
+    return WeightManifest(
+        policy_version=version,
+        path="",
+        num_bytes=0,
+        tensors=(),
+        probe_token_ids_T=int32s(),
+        probe_logprobs_T=np.zeros(0, dtype=np.float32),
+        max_probe_gap=1e-3,
+    )
+
+
+def run_virtually(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run on a loop whose clock jumps to the next timer, so that delays cost nothing and are exact.
+
+    Raises `AssertionError` where a real loop would wait forever. No threads: nobody would wait for them.
+    """
+    with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
+        return runner.run(coroutine)
+
+
+class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None, "everything waits, and nothing will ever happen"
+        self.now_s += max(timeout, 0.0)
+        ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+        return ready
+
+
+class _VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._clock = _JumpingSelector()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        return self._clock.now_s
+
+
+def save_tiny_tokenizer(folder: Path, *words: str) -> None:
+    """A tokenizer of whole words beside a model: 0 is `<unk>`, 1 is the end-of-sequence token `</s>`."""
+    vocabulary = {word: index for index, word in enumerate(("<unk>", "</s>", *words))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
