@@ -45,6 +45,7 @@ class DynamicBatcher(Generic[Item, Result]):
             try:
                 items = [item for item, _ in batch]
                 results = await loop.run_in_executor(self._executor, self._function, items)
+                assert len(results) == len(items), f"{len(results)} results for {len(items)} items"
             except BaseException as error:  # handed to every caller of the batch
                 for _, future in batch:
                     if not future.done():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
+from core.errors import WorkerError
 from core.messages import Completion, SampleRequest
 
 T = TypeVar("T")
@@ -28,12 +29,18 @@ class EngineLoop:
     loop = EngineLoop(sampler)
     for completion in loop.sample(requests): ...      # in any thread, as they finish
     loop.call(lambda: sampler.pull_weights(manifest)) # in any thread, between two steps
+
+    Once the engine broke, everybody who waits hears why, and so does everybody who comes later.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._streams: dict[str, queue.SimpleQueue[Completion | BaseException]] = {}
+        self._ended: BaseException | None = None
+        """Why nothing runs any more."""
+        self._lock = threading.Lock()
+        """Held to queue a call or to end, so that no call is queued after the end."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -48,9 +55,15 @@ class EngineLoop:
             yield item
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run a function in the engine's thread, between two steps, and wait for its result."""
+        """Run a function in the engine's thread, between two steps, and wait for its result.
+
+        Raises what the function raised, or `WorkerError` if the engine broke before.
+        """
         future: Future[T] = Future()
-        self._calls.put((function, future))
+        with self._lock:
+            if self._ended is not None:
+                raise WorkerError(f"the engine no longer runs: {self._ended}") from self._ended
+            self._calls.put((function, future))
         return future.result()
 
     def close(self) -> None:
@@ -64,25 +77,33 @@ class EngineLoop:
             self._streams[request.request_id] = stream
 
     def _run(self) -> None:
+        try:
+            self._serve()
+            ended: BaseException = WorkerError("it was closed")
+        except BaseException as error:  # handed to everybody who waits or comes later
+            ended = error
+        with self._lock:
+            self._ended = ended
+        for stream in set(self._streams.values()):
+            stream.put(ended)
+        while not self._calls.empty():
+            item = self._calls.get()
+            if item is not None:
+                item[1].set_exception(ended)
+
+    def _serve(self) -> None:
+        """Until closed. Raises what the engine raised."""
         while True:
             while not (self._calls.empty() and self._engine.has_work):
                 item = self._calls.get()  # blocks while there is nothing to step
                 if item is None:
                     return
                 self._answer(*item)
-            self._step()
+            for completion in self._engine.step():
+                self._streams.pop(completion.request_id).put(completion)
 
     def _answer(self, function: Callable[[], Any], future: Future[Any]) -> None:
         try:
             future.set_result(function())
         except BaseException as error:  # handed to the thread that asked
             future.set_exception(error)
-
-    def _step(self) -> None:
-        try:
-            for completion in self._engine.step():
-                self._streams.pop(completion.request_id).put(completion)
-        except BaseException as error:  # the engine is broken: everybody who waits must hear of it
-            for stream in set(self._streams.values()):
-                stream.put(error)
-            raise

@@ -9,10 +9,11 @@ Knows no Ray: it is given handles, which are Ray workers in production and plain
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from core.messages import Completion, Float32s, Prompt, Rollout, RolloutGroup, SampleRequest
+from core.messages import Completion, Prompt, Rollout, RolloutGroup, SampleRequest
 from core.weights import WeightManifest
 
 
@@ -64,21 +65,22 @@ class RolloutPool:
             for index, seed in enumerate(seeds)
         ]
         sampler = min(self._samplers, key=lambda candidate: candidate.num_running)
-        scoring: list[asyncio.Task[Rollout]] = []
-        try:
+        scoring: dict[str, asyncio.Task[Rollout]] = {}
+        async with _first_error(), asyncio.TaskGroup() as tasks:
             async for completion in sampler.sample(requests):
-                scoring.append(asyncio.create_task(self._scored(completion)))
-            rollouts = await asyncio.gather(*scoring)
-        finally:
-            for task in scoring:
-                task.cancel()
-        rollouts.sort(key=lambda rollout: rollout.completion.request_id)
-        return RolloutGroup(group_id=group_id, rollouts=tuple(rollouts))
+                scoring[completion.request_id] = tasks.create_task(self._scored(completion))
+        return RolloutGroup(
+            group_id=group_id, rollouts=tuple(scoring[request.request_id].result() for request in requests)
+        )
 
     async def rewards_of(self, completion: Completion) -> dict[str, float]:
         """One reward a source."""
-        values = await asyncio.gather(*(reward.server.score(completion) for reward in self._rewards.values()))
-        return dict(zip(self._rewards, values, strict=True))
+        async with _first_error(), asyncio.TaskGroup() as tasks:
+            scoring = {
+                name: tasks.create_task(_score(reward.server, completion))
+                for name, reward in self._rewards.items()
+            }
+        return {name: task.result() for name, task in scoring.items()}
 
     def score_of(self, rewards: Mapping[str, float]) -> float:
         """The weighted sum that the policy is trained on."""
@@ -90,16 +92,26 @@ class RolloutPool:
         return list(await asyncio.gather(*pulls))
 
     async def _scored(self, completion: Completion) -> Rollout:
-        reference_logprobs_T, rewards = await asyncio.gather(
-            self._reference_logprobs(completion), self.rewards_of(completion)
-        )
+        async with _first_error(), asyncio.TaskGroup() as tasks:
+            reference = tasks.create_task(_score(self._reference, completion))
+            rewards = tasks.create_task(self.rewards_of(completion))
         return Rollout(
             completion=completion,
-            reference_logprobs_T=reference_logprobs_T,
-            rewards=rewards,
-            score=self.score_of(rewards),
+            reference_logprobs_T=reference.result(),
+            rewards=rewards.result(),
+            score=self.score_of(rewards.result()),
         )
 
-    async def _reference_logprobs(self, completion: Completion) -> Float32s:
-        logprobs_T: Float32s = await self._reference.score(completion)
-        return logprobs_T
+
+async def _score(scorer: ScorerHandle, completion: Completion) -> Any:
+    return await scorer.score(completion)
+
+
+@asynccontextmanager
+async def _first_error() -> AsyncIterator[None]:
+    """Around a task group, which has cancelled the others by then: its first error, as it was raised."""
+    try:
+        yield
+    except BaseExceptionGroup as errors:
+        error = errors.exceptions[0]
+        raise error from error.__cause__

@@ -6,11 +6,13 @@ Dimension key: T token positions of one sequence (prompt, then completion).
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from vllm import EngineArgs, SamplingParams
+from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -96,7 +98,7 @@ class Sampler:
         """Decode one token of every running sequence; the completions that finished with it."""
         finished, self._finished_during_pull = self._finished_during_pull, []
         if self._engine.has_unfinished_requests():
-            finished += [self._completion(output) for output in self._engine.step() if output.finished]
+            finished += [self._completion(output) for output in self._decode() if output.finished]
         return finished
 
     def pull_weights(self, manifest: WeightManifest) -> PullReport:
@@ -128,15 +130,22 @@ class Sampler:
         """[T] float32, nats: the engine's log-probs of the probe's tokens; 0 for the first."""
         token_ids = manifest.probe_token_ids_T.tolist()
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-        self._engine.add_request(PROBE_ID, {"prompt_token_ids": token_ids}, params)  # type: ignore[arg-type]
+        self._engine.add_request(PROBE_ID, {"prompt_token_ids": token_ids}, params)
         while True:
-            for output in self._engine.step():
+            for output in self._decode():
                 if output.request_id == PROBE_ID and output.finished:
+                    assert output.prompt_logprobs is not None, "the probe asks for them"
                     scores = output.prompt_logprobs[1:]
-                    values = [scores[i][token].logprob for i, token in enumerate(token_ids[1:])]
+                    values = [_logprob(scores[i], token) for i, token in enumerate(token_ids[1:])]
                     return np.array([0.0, *values], dtype=np.float32)
                 if output.finished:
                     self._finished_during_pull.append(self._completion(output))
+
+    def _decode(self) -> Iterator[RequestOutput]:
+        """One step of the engine: what it has to say of each request."""
+        for output in self._engine.step():
+            assert isinstance(output, RequestOutput), "a language model, not a pooling model"
+            yield output
 
     def _completion(self, output: RequestOutput) -> Completion:
         request = self._requests.pop(output.request_id)
@@ -144,7 +153,7 @@ class Sampler:
         prompt_ids, sampled_ids = request.prompt.token_ids, np.asarray(sample.token_ids, dtype=np.int32)
         assert sample.logprobs is not None
         logprobs = [
-            entry[token].logprob for entry, token in zip(sample.logprobs, sample.token_ids, strict=True)
+            _logprob(entry, token) for entry, token in zip(sample.logprobs, sample.token_ids, strict=True)
         ]
         return Completion(
             request_id=request.request_id,
@@ -156,6 +165,12 @@ class Sampler:
             text=sample.text,
             truncated=sample.finish_reason == "length",
         )
+
+
+def _logprob(entry: dict[int, Logprob] | None, token: int) -> float:
+    """Nats. Only the first token of a prompt has no entry, and nobody asks for that one."""
+    assert entry is not None
+    return entry[token].logprob
 
 
 def _version_spans(sample: CompletionOutput) -> tuple[VersionSpan, ...]:

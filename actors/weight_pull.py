@@ -60,8 +60,9 @@ class SharedMemoryEngine(WeightTransferEngine[NoInitInfo, SharedMemoryUpdate]):
                     f"weight push: tensor {name} arrived with other bytes than the learner wrote"
                 )
         initialize_layerwise_reload(self.model)
-        self.model.load_weights(weights)
-        finalize_layerwise_reload(self.model, self.model_config)
+        model: Any = self.model  # typed as any module; those of vLLM can load weights
+        model.load_weights(weights)
+        finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
         self._repack_tied_heads()
 
     def finish_weight_update(self) -> None:

@@ -106,7 +106,7 @@ class RolloutHandle:
         self._deadline_s = deadline_s
         options = actor_options(setup.rollout.resources, _engine_environment(setup.rollout))
         remote_class = ray.remote(RolloutWorker)
-        self._actor = remote_class.options(
+        self._actor: Any = remote_class.options(
             **options, max_concurrency=64, scheduling_strategy=scheduling
         ).remote(setup)
 
@@ -168,7 +168,7 @@ class ScorerPool:
         self.name = name
         self._deadline_s = deadline_s
         remote_class = ray.remote(ScorerWorker)
-        self._replicas = [
+        self._replicas: list[Any] = [
             remote_class.options(
                 **actor_options(config.resources),
                 max_concurrency=ACTOR_CONCURRENCY,

@@ -88,11 +88,17 @@ class BareSides:
     def side(self, name: str) -> Callable[[], Round]:
         arrangement, logits = name.split("-")
         if arrangement == "packed":
-            inputs = {"input_ids": self._row.token_ids_T[None], "position_ids": self._row.position_ids_T[None]}
+            inputs = {
+                "input_ids": self._row.token_ids_T[None],
+                "position_ids": self._row.position_ids_T[None],
+            }
             labels, kept = self._labels_T[None], self._row.predicting_N
         else:
             inputs = {"input_ids": self._ids_SL}
-            labels, kept = self._labels_T.view_as(self._ids_SL), torch.arange(TRAINED_TOKENS) + PROMPT_TOKENS - 1
+            labels, kept = (
+                self._labels_T.view_as(self._ids_SL),
+                torch.arange(TRAINED_TOKENS) + PROMPT_TOKENS - 1,
+            )
 
         def run() -> Round:
             self._model.zero_grad(set_to_none=True)
@@ -185,7 +191,11 @@ def profile(learner: LearnerSide, bare: Callable[[], Round]) -> None:
         run()
         with torch.profiler.profile() as profiler:
             run()
-        print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=22, max_name_column_width=45))
+        print(
+            profiler.key_averages().table(
+                sort_by="self_cpu_time_total", row_limit=22, max_name_column_width=45
+            )
+        )
 
 
 if __name__ == "__main__":

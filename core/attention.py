@@ -37,7 +37,9 @@ def packed_attention(
     outputs = []
     for bucket in packing.buckets:
         out_SHLD = F.scaled_dot_product_attention(
-            *(_gather(tensor, bucket.gather_SL) for tensor in (query_THD, key_THD, value_THD)),
+            query=_gather(query_THD, bucket.gather_SL),
+            key=_gather(key_THD, bucket.gather_SL),
+            value=_gather(value_THD, bucket.gather_SL),
             is_causal=True,
             scale=scaling,
             dropout_p=dropout,

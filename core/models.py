@@ -9,8 +9,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as hf_logging
 
 from core.attention import PACKED_ATTENTION
@@ -49,6 +56,7 @@ class ScalarModel(nn.Module):
 
     def _scores(self, row: PackedRow, positions: torch.Tensor) -> torch.Tensor:
         head = self.model.score
+        assert isinstance(head, nn.Module)
         scores: torch.Tensor = head(_hidden_states(self.model, row)[positions]).float()
         return scores[:, 0]
 
@@ -109,11 +117,12 @@ def _hidden_states(model: PreTrainedModel, row: PackedRow) -> torch.Tensor:
     return hidden_states
 
 
-def _read_config(path: Path) -> AutoConfig:
+def _read_config(path: Path) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(path)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a model that transformers can read ({error}).") from error
+    return config
 
 
 def _load(kind: type, path: Path, dtype: str) -> PreTrainedModel:
@@ -123,7 +132,7 @@ def _load(kind: type, path: Path, dtype: str) -> PreTrainedModel:
         model, report = kind.from_pretrained(  # type: ignore[attr-defined]
             path, dtype=getattr(torch, dtype), attn_implementation=PACKED_ATTENTION, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: its weights do not load ({error}).") from error
     problems = {key: sorted(names)[:3] for key, names in report.items() if names and key != "error_msgs"}
     if problems:

@@ -58,13 +58,14 @@ class PackedRow:
         if device.type == "cpu":
             return self
         return PackedRow(
-            *(getattr(self, name).to(device) for name in _TENSOR_FIELDS),
-            self.trained_lengths,
-            self.attention.to(device),
+            token_ids_T=self.token_ids_T.to(device),
+            position_ids_T=self.position_ids_T.to(device),
+            predicting_N=self.predicting_N.to(device),
+            target_ids_N=self.target_ids_N.to(device),
+            last_S=self.last_S.to(device),
+            trained_lengths=self.trained_lengths,
+            attention=self.attention.to(device),
         )
-
-
-_TENSOR_FIELDS = ("token_ids_T", "position_ids_T", "predicting_N", "target_ids_N", "last_S")
 
 
 def plan_rows(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

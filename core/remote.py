@@ -69,4 +69,4 @@ def own_memory_bytes() -> int:
 
 def node_address() -> str:
     """Address of this node, as other nodes reach it."""
-    return str(ray.util.get_node_ip_address())
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]

@@ -41,7 +41,7 @@ class WeightManifest:
 
 def digest(tensor: torch.Tensor) -> str:
     """BLAKE3 of a contiguous CPU tensor's bytes, without a copy."""
-    data = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    data = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
     return blake3(data, max_threads=blake3.AUTO).hexdigest()
 
 

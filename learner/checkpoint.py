@@ -16,12 +16,13 @@ import torch
 from core.errors import UserError
 from learner.engine import ZeroEngine
 from learner.learner import Learner
+from learner.lora import merged_parameters
 
 TAG = "state"
 
 
 def save(learner: Learner, folder: Path, *, rank: int) -> None:
-    """Write the learner's state. All ranks must call; the folder becomes a checkpoint when the trainer renames it."""
+    """Write the learner's state. All ranks must call. It is a checkpoint once the trainer renames the folder."""
     for name, engine in _engines(learner):
         engine.save(folder / name, TAG)
     if rank == 0:
@@ -44,9 +45,9 @@ def load(learner: Learner, folder: Path) -> None:
 def save_model(learner: Learner, folder: Path, *, tokenizer_from: Path, rank: int) -> None:
     """The policy as a Hugging Face checkpoint with its tokenizer, whole or not at all. All ranks must call."""
     weights = {}
-    for name, parameter in learner.policy.full_parameters():
+    for name, parameter in merged_parameters(learner.policy, learner.lora):
         if rank == 0:
-            weights[name.removeprefix("model.")] = parameter.to("cpu", copy=True)
+            weights[name] = parameter.to("cpu", copy=True)
     if rank != 0:
         return
     unfinished = folder.with_name(folder.name + ".unfinished")

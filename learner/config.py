@@ -7,6 +7,15 @@ from pydantic import Field
 from core.config import Resources, Section
 
 
+class LoRAConfig(Section):
+    """Train low-rank adapters beside frozen weights. arXiv:2106.09685."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of each adapter."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapter's output is scaled by alpha / rank."""
+
+
 class LearnerConfig(Section):
     """The learner: a group of processes that DeepSpeed shards the training state over."""
 
@@ -26,6 +35,8 @@ class LearnerConfig(Section):
     """AdamW's weight decay."""
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient of a step."""
+    lora: LoRAConfig | None = None
+    """Train adapters instead of all weights; the rollout workers get the merged weights."""
     token_budget: int = Field(default=1024, ge=1)
     """Tokens of one packed micro-batch."""
     gradient_checkpointing: bool = False

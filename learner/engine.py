@@ -4,7 +4,7 @@ Import this only in a process whose environment names its rank (see `join_group`
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -100,8 +100,9 @@ class ZeroEngine:
         )
         self.module: nn.Module = self._engine.module
         self._broken_gradient = False
-        embedding = module.model.get_input_embeddings()  # type: ignore[union-attr,operator]
-        embedding.register_forward_hook(self._watch_gradient)
+        # A NaN anywhere in the backward pass reaches the lowest trained parameters: look there.
+        lowest = next(parameter for parameter in module.parameters() if parameter.requires_grad)
+        lowest.register_hook(self._check_gradient)
 
     @property
     def device(self) -> torch.device:
@@ -135,9 +136,10 @@ class ZeroEngine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if own_norm is None else own_norm)
 
-    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, full tensor) of every parameter, in one order. All ranks must iterate together."""
-        for bucket in self._buckets():
+    def full_parameters(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, full tensor) of the parameters whose name is wanted, in one order. All ranks must iterate
+        together; under ZeRO-3 a tensor is whole only until the next one is asked for."""
+        for bucket in self._buckets(wanted):
             with self._gathered([parameter for _, parameter in bucket]):
                 for name, parameter in bucket:
                     yield name, parameter.detach()
@@ -162,21 +164,18 @@ class ZeroEngine:
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
-    def _watch_gradient(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        """A NaN anywhere in the backward pass reaches the embeddings' gradient: look there."""
-        if output.requires_grad:
-            output.register_hook(self._check_gradient)
-
     def _check_gradient(self, gradient: torch.Tensor) -> None:
         self._broken_gradient |= not bool(torch.isfinite(gradient).all())
 
     def _gathered(self, parameters: list[nn.Parameter]) -> Any:
         return deepspeed.zero.GatheredParameters(parameters) if self._stage == 3 else nullcontext()
 
-    def _buckets(self) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    def _buckets(self, wanted: Callable[[str], bool]) -> Iterator[list[tuple[str, nn.Parameter]]]:
         bucket: list[tuple[str, nn.Parameter]] = []
         size = 0
         for name, parameter in self.module.named_parameters():
+            if not wanted(name):
+                continue
             bucket.append((name, parameter))
             size += _full_numel(parameter) * parameter.element_size()
             if size >= GATHER_BYTES:

@@ -26,12 +26,20 @@ from learner.losses import Metrics, combine_metrics, ppo_policy_loss, value_loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValueTargets:
+    """What the value loss of a step aims at."""
+
+    returns_BT: torch.Tensor
+    old_values_BT: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """What the losses of a step aim at. Returns and old values exist where there is a value model."""
+    """What the losses of a step aim at."""
 
     advantages_BT: torch.Tensor
-    returns_BT: torch.Tensor | None
-    old_values_BT: torch.Tensor | None
+    value: ValueTargets | None
+    """None where the algorithm has no value model."""
 
 
 class Learner:
@@ -58,6 +66,7 @@ class Learner:
         self._kl = kl
         self._temperature = temperature
         self._seed = seed
+        self.lora = config.lora
         self.policy = policy
         self.value_model = value_model
         self.policy_version = 0
@@ -107,13 +116,14 @@ class Learner:
                 if whiten:
                     mean, std = _moments(advantages_BT[batch.mask_BT])
                     advantages_BT = (advantages_BT - mean) / std
-                return Targets(advantages_BT=advantages_BT, returns_BT=returns_BT, old_values_BT=values_BT)
+                value = ValueTargets(returns_BT=returns_BT, old_values_BT=values_BT)
+                return Targets(advantages_BT=advantages_BT, value=value)
             case RLOOConfig(scale_advantages=scale):
                 advantages_B = leave_one_out_advantages(rewards_BT.sum(1), batch.group_ids_B)
                 if scale:
                     advantages_B = advantages_B / _moments(advantages_B)[1]
                 advantages_BT = advantages_B[:, None].expand_as(rewards_BT)
-                return Targets(advantages_BT=advantages_BT, returns_BT=None, old_values_BT=None)
+                return Targets(advantages_BT=advantages_BT, value=None)
 
     @torch.no_grad()
     def _values(self, batch: Batch) -> torch.Tensor:
@@ -170,10 +180,11 @@ class Learner:
         if self._trains_policy:
             self.policy.backward(loss, last=last)
         if isinstance(self._algorithm, PPOConfig) and self.value_model is not None:
+            assert targets.value is not None
             loss, value_metrics = value_loss(
                 self.value_model(row.to(self.value_model.device)).cpu(),
-                pick(targets.old_values_BT, members),
-                pick(targets.returns_BT, members),
+                pick(targets.value.old_values_BT, members),
+                pick(targets.value.returns_BT, members),
                 counts_N,
                 clip=self._algorithm.value_clip_range,
                 normalizer=normalizer,

@@ -27,6 +27,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from learner.aggregation import Aggregation as Aggregation
+from learner.aggregation import aggregate, sequence_index, sequence_sums, token_weights
 from learner.kl import Estimator, divergence, kl_estimate
 from learner.preference_losses import bradley_terry_loss as bradley_terry_loss
 from learner.preference_losses import dpo_loss as dpo_loss
@@ -35,7 +37,6 @@ from learner.preference_losses import rebel_loss as rebel_loss
 from learner.preference_losses import rpo_loss as rpo_loss
 from learner.shapes import require_mask
 
-Aggregation = Literal["token", "sequence", "constant"]
 Metrics = dict[str, Tensor]
 
 MAX_LOG_RATIO = 20.0
@@ -75,7 +76,7 @@ def ppo_policy_loss(
         )
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip is {dual_clip}; set it above 1 (such as 3), or None to leave it out")
-    weights = _weights(mask, policy_logprobs.dtype, aggregation, normalizer, sequence_ids)
+    weights = token_weights(mask, policy_logprobs.dtype, aggregation, normalizer, sequence_ids)
     advantages = advantages.detach()
     log_ratio = _log_ratio(policy_logprobs, behavior_logprobs.detach(), mask)
     ratio = log_ratio.exp()
@@ -84,16 +85,14 @@ def ppo_policy_loss(
     if dual_clip is not None:
         dual_clipped = (advantages < 0) & (ratio > dual_clip)
         losses = torch.where(dual_clipped, -dual_clip * advantages, losses)
-    loss = _aggregate(losses, weights)
+    loss = aggregate(losses, weights)
     log_ratio, ratio = log_ratio.detach(), ratio.detach()
     return loss, {
         "policy_loss": loss.detach(),
-        "clip_fraction_low": _aggregate((advantages < 0) & (ratio < 1 - clip_low), weights),
-        "clip_fraction_high": _aggregate((advantages > 0) & (ratio > 1 + clip_high), weights),
-        "clip_fraction_dual": _aggregate(dual_clipped, weights),
-        "approx_kl": _aggregate(
-            kl_estimate(-log_ratio, torch.zeros_like(log_ratio), estimator="k3"), weights
-        ),
+        "clip_fraction_low": aggregate((advantages < 0) & (ratio < 1 - clip_low), weights),
+        "clip_fraction_high": aggregate((advantages > 0) & (ratio > 1 + clip_high), weights),
+        "clip_fraction_dual": aggregate(dual_clipped, weights),
+        "approx_kl": aggregate(kl_estimate(-log_ratio, torch.zeros_like(log_ratio), estimator="k3"), weights),
         "ratio_max": torch.where(mask, ratio, 0.0).amax(),
         "loss_weight": weights.sum(),
     }
@@ -135,11 +134,11 @@ def grpo_loss(
         normalizer=normalizer,
         sequence_ids=sequence_ids,
     )
-    weights = _weights(mask, policy_logprobs.dtype, aggregation, normalizer, sequence_ids)
+    weights = token_weights(mask, policy_logprobs.dtype, aggregation, normalizer, sequence_ids)
     policy_logprobs, reference_logprobs = (
         torch.where(mask, logprobs, 0.0) for logprobs in (policy_logprobs, reference_logprobs.detach())
     )
-    kl = _aggregate(kl_estimate(policy_logprobs, reference_logprobs, estimator=estimator), weights)
+    kl = aggregate(kl_estimate(policy_logprobs, reference_logprobs, estimator=estimator), weights)
     return loss + kl_coef * kl, {**metrics, "kl_loss": kl.detach()}
 
 
@@ -166,8 +165,8 @@ def importance_weights(
         case "token":
             pass
         case "sequence":
-            index, num_sequences = _sequence_index(mask, sequence_ids)
-            log_ratio = _sequence_sums(log_ratio, index, num_sequences)[index]
+            index, num_sequences = sequence_index(mask, sequence_ids)
+            log_ratio = sequence_sums(log_ratio, index, num_sequences)[index]
         case _:
             raise ValueError(f"no level {level!r} of importance weights; choose token or sequence")
     return torch.where(mask, log_ratio.clamp(max=math.log(cap)).exp(), 0.0)
@@ -191,7 +190,7 @@ def value_loss(
     require_mask(mask, values=values, old_values=old_values, returns=returns)
     if clip is not None and not clip > 0:
         raise ValueError(f"clip is {clip}; set it above 0 (such as 0.2), or None to leave it out")
-    weights = _weights(mask, values.dtype, "token", normalizer, None)
+    weights = token_weights(mask, values.dtype, "token", normalizer, None)
     old_values, returns = (
         torch.where(mask, old_values.detach(), 0.0),
         torch.where(mask, returns.detach(), 0.0),
@@ -200,16 +199,16 @@ def value_loss(
     squares, clipped_squares = (values - returns).square(), torch.zeros_like(returns)
     if clip is not None:
         clipped_squares = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
-    loss = _aggregate(torch.maximum(squares, clipped_squares), weights) / 2
+    loss = aggregate(torch.maximum(squares, clipped_squares), weights) / 2
     returns, errors, weights = returns.double(), (returns - values.detach()).double(), weights.double()
     metrics = {
         "value_loss": loss.detach(),
-        "value_clip_fraction": _aggregate(clipped_squares.detach() > squares.detach(), weights),
+        "value_clip_fraction": aggregate(clipped_squares.detach() > squares.detach(), weights),
         "value_weight": weights.sum(),
-        "return_mean": _aggregate(returns, weights),
-        "return_square_mean": _aggregate(returns.square(), weights),
-        "value_error_mean": _aggregate(errors, weights),
-        "value_error_square_mean": _aggregate(errors.square(), weights),
+        "return_mean": aggregate(returns, weights),
+        "return_square_mean": aggregate(returns.square(), weights),
+        "value_error_mean": aggregate(errors, weights),
+        "value_error_square_mean": aggregate(errors.square(), weights),
     }
     return loss, {**metrics, "explained_variance": _explained_variance(metrics)}
 
@@ -248,60 +247,3 @@ def _explained_variance(moments: Metrics) -> Tensor:
 def _log_ratio(policy_logprobs: Tensor, behavior_logprobs: Tensor, mask: Tensor) -> Tensor:
     """Before `exp`, so that whatever stands outside the mask can give no inf and no NaN gradient."""
     return torch.where(mask, policy_logprobs - behavior_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-
-
-def _aggregate(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum; what stands at weight 0 is not looked at, even if NaN."""
-    return (torch.where(weights > 0, values.to(weights.dtype), 0.0) * weights).sum()
-
-
-def _weights(
-    mask: Tensor,
-    dtype: torch.dtype,
-    aggregation: Aggregation,
-    normalizer: float | None,
-    sequence_ids: Tensor | None,
-) -> Tensor:
-    """What each token counts for in the global mean; 0 outside the mask. Same shape as the mask."""
-    if normalizer is not None and not normalizer > 0:
-        raise ValueError(
-            f"normalizer is {normalizer}; give the global count of what {aggregation!r} averages over"
-        )
-    weights = mask.to(torch.promote_types(dtype, torch.float32))
-    match aggregation:
-        case "token":
-            count = weights.sum()
-        case "sequence":
-            index, num_sequences = _sequence_index(mask, sequence_ids)
-            lengths = _sequence_sums(weights, index, num_sequences)
-            weights = weights / lengths.clamp(min=1)[index]
-            count = (lengths > 0).sum()
-        case "constant":
-            if normalizer is None:
-                raise ValueError(
-                    "aggregation='constant' needs a normalizer: sequences * longest completion allowed"
-                )
-        case _:
-            raise ValueError(f"no aggregation {aggregation!r}; choose one of token, sequence, constant")
-    if normalizer is None:
-        normalizer = float(count)
-        if normalizer == 0:
-            raise ValueError("the mask selects no token; drop the batch, or give the global normalizer")
-    return weights / normalizer
-
-
-def _sequence_index(mask: Tensor, sequence_ids: Tensor | None) -> tuple[Tensor, int]:
-    """Which sequence each token belongs to, counted from 0, and how many there are."""
-    if sequence_ids is not None:
-        require_mask(mask, sequence_ids=sequence_ids)
-        ids, index = torch.unique(sequence_ids, return_inverse=True)
-        return index, len(ids)
-    if mask.dim() != 2:
-        raise ValueError(
-            f"a mask of shape {list(mask.shape)} does not tell sequences apart; pass sequence_ids"
-        )
-    return torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask), len(mask)
-
-
-def _sequence_sums(values: Tensor, index: Tensor, num_sequences: int) -> Tensor:
-    return values.new_zeros(num_sequences).index_add_(0, index.flatten(), values.flatten())

@@ -49,7 +49,8 @@ def train_reward_model(
     split = split_ratings(rows, seed=config.split_seed, fractions=SPLIT_FRACTIONS)
     train, heldout = split["train"][: config.train_snippets], split["heldout"][: config.heldout_snippets]
     report(
-        f"{len(rows)} rated snippets ({len(malformed)} malformed lines left out): {len(train)} to learn from, {len(heldout)} held out"
+        f"{len(rows)} rated snippets ({len(malformed)} malformed lines left out): "
+        f"{len(train)} to learn from, {len(heldout)} held out"
     )
     _write_backbone(model_path, folder, num_layers=config.num_layers)
     train_SF = _features(folder, train, config.token_budget, report)
@@ -84,7 +85,8 @@ def _write_backbone(model_path: Path, folder: Path, *, num_layers: int) -> None:
     config = AutoConfig.from_pretrained(model_path)
     if num_layers > config.num_hidden_layers:
         raise UserError(
-            f"reward_model.num_layers: {num_layers}, but {model_path} has {config.num_hidden_layers} layers; set at most that"
+            f"reward_model.num_layers: {num_layers}, but {model_path} has {config.num_hidden_layers} layers; "
+            "set at most that"
         )
     config.num_hidden_layers = num_layers
     config.num_labels = 1
@@ -134,10 +136,10 @@ def _fit_head(
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = bradley_terry_loss(difference_PF @ head_F, zeros_P) + config.l2 * head_F.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return (head_F / scale_F).detach()
 
 

@@ -19,6 +19,7 @@ from core.packing import pack_row
 from core.weights import TensorEntry, WeightManifest, digest, map_buffer, view_tensors
 from learner.engine import ZeroEngine
 from learner.learner import Learner
+from learner.lora import merged_parameters, merged_shapes
 
 SHARED_MEMORY = Path("/dev/shm")
 BUFFER_PREFIX = "leash-weights-"
@@ -80,7 +81,7 @@ class WeightPush:
                 self._buffer = map_buffer(str(self._path), self._num_bytes)
             views = dict(view_tensors(self._buffer, self._layout))
         entries = []
-        for entry, (_, parameter) in zip(self._layout, self._learner.policy.full_parameters(), strict=True):
+        for entry, (_, parameter) in zip(self._layout, merged_parameters(self._learner.policy, self._learner.lora), strict=True):
             if self._rank == 0:
                 view = views[entry.name]
                 view.copy_(parameter)
@@ -113,11 +114,11 @@ def _remove_abandoned_buffers() -> None:
 
 
 def _layout(policy: ZeroEngine) -> tuple[TensorEntry, ...]:
-    """Where each tensor goes. Names are those of the Hugging Face model, without our wrapper's prefix."""
+    """Where each tensor goes. Names are those of the Hugging Face model."""
     entries, offset = [], 0
-    for name, shape, dtype in policy.parameter_shapes():
+    for name, shape, dtype in merged_shapes(policy):
         entry = TensorEntry(
-            name=name.removeprefix("model."),
+            name=name,
             dtype=str(dtype).removeprefix("torch."),
             shape=shape,
             offset_bytes=offset,

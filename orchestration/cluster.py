@@ -1,6 +1,7 @@
 """From a recipe to running workers: join Ray, reserve every worker's resources at once, start them."""
 
 import asyncio
+import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -82,14 +83,14 @@ def joined(address: str | None) -> Iterator[None]:
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
                 _system_config={"gcs_rpc_server_reconnect_timeout_s": 60},
             )
         finally:
             os.umask(mask)
     else:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise UserError(
                 f"no Ray cluster answers at {address or os.environ['RAY_ADDRESS']}: {error}"
@@ -131,7 +132,7 @@ async def _reserve(plan: list[Worker], deadline_s: float) -> PlacementGroup:
     wanted: Counter[str] = Counter()
     for worker in plan:
         wanted.update(worker.bundle)
-    offered = ray.cluster_resources()
+    offered = ray.cluster_resources()  # type: ignore[no-untyped-call]
     short = {name: amount for name, amount in wanted.items() if amount > offered.get(name, 0.0) + 1e-6}
     if short:
         need = ", ".join(f"{amount:g} {name}" for name, amount in short.items())
@@ -140,12 +141,13 @@ async def _reserve(plan: list[Worker], deadline_s: float) -> PlacementGroup:
             f"the recipe asks Ray for {need}, but the cluster has {have}. Lower the workers or their "
             "resources, or add nodes."
         )
-    group = placement_group([worker.bundle for worker in plan], strategy="STRICT_PACK")
+    group: PlacementGroup = placement_group([worker.bundle for worker in plan], strategy="STRICT_PACK")
     try:
         await answer(group.ready(), who="Ray", what="placing the workers", deadline_s=deadline_s)
     except WorkerError as error:
         remove_placement_group(group)
-        free = {name: ray.available_resources().get(name, 0.0) for name in wanted}
+        available = ray.available_resources()  # type: ignore[no-untyped-call]
+        free = {name: available.get(name, 0.0) for name in wanted}
         raise WorkerError(f"{error}: asked for {dict(wanted)}, free are {free}") from error
     return group
 

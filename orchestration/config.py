@@ -4,8 +4,6 @@ Each section checks itself; `contradictions.py` holds the checks that span secti
 file into a `Recipe` and reports what both find.
 """
 
-from typing import Literal
-
 from pydantic import Field
 
 from actors.config import PromptsConfig, ReferenceConfig, RewardConfig, RolloutConfig
@@ -31,10 +29,8 @@ class TrainerConfig(Section):
 
 
 class WeightPushConfig(Section):
-    """How new weights get from the learner into the engines."""
+    """How new weights get from the learner into the engines: through shared memory, so on one host, verified."""
 
-    backend: Literal["shared_memory", "nccl"] = "shared_memory"
-    """`shared_memory`: one host, CPU engines. `nccl`: vLLM's own backend between GPUs."""
     max_probe_gap: float = Field(default=1e-3, gt=0)
     """Largest difference, in nats, between engine and learner on the probe sequence after a push."""
 

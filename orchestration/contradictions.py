@@ -18,7 +18,7 @@ from actors.config import (
 )
 from core.config import ModelConfig
 from learner.config import AlgorithmConfig, KLConfig, LearnerConfig, PPOConfig, RewardModelConfig, RLOOConfig
-from orchestration.config import TrainerConfig, WeightPushConfig
+from orchestration.config import TrainerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +104,8 @@ def _check_token_budgets(
             )
 
 
-def _check_devices(rollout: RolloutConfig, weight_push: WeightPushConfig) -> Iterator[Contradiction]:
+def _check_devices(rollout: RolloutConfig) -> Iterator[Contradiction]:
     gpus = rollout.resources.num_gpus
-    if weight_push.backend == "nccl" and gpus == 0:
-        yield Contradiction(
-            ("weight_push.backend", "rollout.resources.num_gpus"),
-            "nccl moves weights between GPUs, and rollout.resources.num_gpus is 0",
-            'set "shared_memory", or rollout.resources.num_gpus = 1',
-        )
-    if weight_push.backend == "shared_memory" and gpus > 0:
-        yield Contradiction(
-            ("weight_push.backend", "rollout.resources.num_gpus"),
-            f"shared_memory feeds engines on CPUs, and rollout.resources.num_gpus is {gpus:g}",
-            'set "nccl", or rollout.resources.num_gpus = 0',
-        )
     if 0 < gpus < rollout.tensor_parallel:
         yield Contradiction(
             ("rollout.tensor_parallel", "rollout.resources.num_gpus"),

@@ -74,7 +74,8 @@ async def compare(
 ) -> Comparison:
     """Pair up two evaluations of the same prompts. Longer texts can score higher for their length alone, so
     each pair is also scored again at the length of its shorter completion."""
-    matched_before, matched_after = [], []
+    matched_before: list[Completion] = []
+    matched_after: list[Completion] = []
     for old, rollout in zip(before, after, strict=True):
         new = rollout.completion
         length = min(len(old.completion_ids), new.num_completion_tokens)

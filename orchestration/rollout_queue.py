@@ -37,11 +37,13 @@ class RolloutQueue:
                 async with self._started:
                     await self._started.wait_for(lambda: len(self._running) >= self._groups_per_step)
                 step = [self._running[index] for index in range(self._groups_per_step)]
-                groups = list(await asyncio.gather(*step))
+                # Shielded, so that those who are late can still be counted when the time is up.
+                groups = list(await asyncio.gather(*map(asyncio.shield, step)))
         except TimeoutError:
-            waiting = sum(not task.done() for task in list(self._running)[: self._groups_per_step])
+            finished = sum(task.done() for task in list(self._running)[: self._groups_per_step])
             raise WorkerError(
-                f"rollouts: {waiting} of {self._groups_per_step} groups of the step did not finish within {deadline_s:g} s"
+                f"rollouts: {self._groups_per_step - finished} of {self._groups_per_step} groups of the step did "
+                f"not finish within {deadline_s:g} s"
             ) from None
         for _ in step:
             self._running.popleft()

@@ -48,4 +48,5 @@ def run_figures(
 
 def median(records: Sequence[dict[str, Any]], name: str) -> float:
     """Median of a figure over the steps."""
-    return statistics.median(record[name] for record in records)
+    middle: float = statistics.median(record[name] for record in records)
+    return middle

@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from actors.prompts import PromptStream
 from actors.rollout import RolloutPool
@@ -131,7 +131,7 @@ class Trainer:
         return await self._pool.roll_out(self._prompts[number], group_id=f"group-{number}", seeds=seeds)
 
 
-def _lap(timing: dict[str, Any]) -> float:
+def _lap(timing: dict[str, float]) -> float:
     """Seconds since the last lap."""
     now = time.perf_counter()
     seconds = now - timing["started"]

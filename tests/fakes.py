@@ -71,9 +71,7 @@ def make_rollout(
 ) -> Rollout:
     logprobs = np.zeros(len(completion.token_ids_T), dtype=np.float32)
     logprobs[completion.sampled_T] = -2.0 if reference is None else reference
-    return Rollout(
-        completion=completion, reference_logprobs_T=logprobs, rewards={"fake": score}, score=score
-    )
+    return Rollout(completion=completion, reference_logprobs_T=logprobs, rewards={"fake": score}, score=score)
 
 
 def make_group(group_id: str, rollouts: Sequence[Rollout]) -> RolloutGroup:
@@ -208,6 +206,6 @@ def save_tiny_tokenizer(folder: Path, *words: str) -> None:
     vocabulary = {word: index for index, word in enumerate(("<unk>", "</s>", *words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>").save_pretrained(
+        folder
+    )

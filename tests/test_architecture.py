@@ -80,9 +80,9 @@ def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def _is_explained(node: ast.Import | ast.ImportFrom, lines: list[str]) -> bool:
-    """A comment on the import's line, or above it and the imports that it follows."""
+    """A comment on the import's line, or above the block of imports (and blank lines between) that it ends."""
     above = node.lineno - 2
-    while lines[above].lstrip().startswith(("import ", "from ")):
+    while not lines[above].strip() or lines[above].lstrip().startswith(("import ", "from ")):
         above -= 1
     return "#" in lines[node.lineno - 1] or lines[above].lstrip().startswith("#")
 
@@ -139,6 +139,10 @@ def test_breaking_a_rule_is_noticed(file: str, source: str) -> None:
         (
             "learner/learner.py",
             "def f():\n    # Heavy, and needed here only.\n    import torch\n    from json import x",
+        ),
+        (
+            "learner/learner.py",
+            "def f():\n    # Heavy, and needed here only.\n    import torch\n\n    from core.models import x",
         ),
         ("core/config.py", "import typing\nfrom pydantic import BaseModel"),
         ("actors/__init__.py", ""),

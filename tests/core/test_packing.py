@@ -28,7 +28,7 @@ def test_rows_hold_every_sequence_once_and_keep_to_the_budget(lengths: list[int]
 
 
 def test_a_plan_worked_out_by_hand() -> None:
-    """Longest first into the first row with room: 6, then 5, then 4 beside the 6, then 3 beside the 5, 2, 1."""
+    """Longest first into the first row with room: 6 and 4; 5, 3 and 2; and 1 is left over."""
     assert plan_rows([3, 6, 1, 4, 5, 2], 10) == [[1, 3], [0, 4, 5], [2]]
 
 

@@ -1,0 +1,60 @@
+"""Low-rank adapters: train small matrices beside frozen weights (arXiv:2106.09685), push the merged sum.
+
+A linear layer's weight W stays as it was and gains B A * alpha / rank. Far fewer numbers move, so an update
+of the same use costs less KL, less memory for optimizer state, and no gradient of the big matrices.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from learner.config import LoRAConfig
+from learner.engine import ZeroEngine
+
+WRAPPER = "model."
+"""Prefix of parameter names that `core.models` adds to Hugging Face's."""
+
+
+def add_adapter(module: nn.Module, config: LoRAConfig) -> None:
+    """Freeze the module's network and put an adapter beside each of its linear layers; a scalar head stays trained."""
+    network = module.model
+    assert isinstance(network, nn.Module)
+    inject_adapter_in_model(
+        LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", bias="none"), network
+    )
+    head = getattr(network, "score", None)
+    if isinstance(head, nn.Module):
+        head.requires_grad_(True)
+
+
+def merged_parameters(engine: ZeroEngine, config: LoRAConfig | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """(Hugging Face name, full tensor) of the plain model, adapters added in. All ranks must iterate together.
+
+    The sum goes into a tensor of its own: adding to W and subtracting again would let rounding errors grow.
+    """
+    adapters = {name: tensor.clone() for name, tensor in engine.full_parameters(_is_adapter)}
+    for name, weight in engine.full_parameters(lambda name: not _is_adapter(name)):
+        down = adapters.get(name.replace("base_layer.weight", "lora_A.default.weight"))
+        if down is not None:
+            assert config is not None
+            up = adapters[name.replace("base_layer.weight", "lora_B.default.weight")]
+            weight = torch.addmm(weight, up, down, alpha=config.alpha / config.rank)
+        yield plain_name(name), weight
+
+
+def merged_shapes(engine: ZeroEngine) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
+    """(Hugging Face name, shape, dtype), in the order of `merged_parameters`."""
+    for name, shape, dtype in engine.parameter_shapes():
+        if not _is_adapter(name):
+            yield plain_name(name), shape, dtype
+
+
+def plain_name(name: str) -> str:
+    """The name that the parameter has in the Hugging Face model without adapters."""
+    return name.removeprefix(WRAPPER).replace(".base_layer.", ".")
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name

@@ -1,0 +1,183 @@
+"""The rollout pool over handles without Ray, on a clock without waiting."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+import pytest
+
+from actors.rollout import RolloutPool, WeightedReward
+from core.errors import UserError
+from core.messages import Completion, Float32s, RolloutGroup, SampleRequest
+from tests.fakes import (
+    FakeSampler,
+    FakeScorer,
+    flat_reference,
+    make_manifest,
+    make_prompt,
+    run_virtually,
+)
+
+PROMPT = make_prompt(1, 2, text="the prompt")
+
+
+def seed_of(completion: Completion) -> float:
+    return float(completion.token_ids_T[-1])
+
+
+def make_pool(
+    *samplers: FakeSampler,
+    reference: FakeScorer | None = None,
+    rewards: dict[str, WeightedReward] | None = None,
+) -> RolloutPool:
+    return RolloutPool(
+        samplers,
+        reference or FakeScorer(flat_reference),
+        rewards or {"seed": WeightedReward(server=FakeScorer(seed_of), weight=1.0)},
+    )
+
+
+def roll_out(pool: RolloutPool, seeds: Sequence[int]) -> RolloutGroup:
+    return run_virtually(pool.roll_out(PROMPT, group_id="group-7", seeds=seeds))
+
+
+def test_rollouts_of_a_group_lie_in_the_order_of_their_seeds() -> None:
+    """However they finish, and however many they are: as texts, "10" would come before "2"."""
+    seeds = list(range(100, 112))
+    sampler = FakeSampler(delay_s=lambda request: (request.seed * 7) % 5)
+    group = roll_out(make_pool(sampler), seeds)
+    assert [seed_of(rollout.completion) for rollout in group.rollouts] == seeds
+    assert [request.seed for request in sampler.requests] == seeds
+    assert group.group_id == "group-7"
+    assert len({rollout.completion.request_id for rollout in group.rollouts}) == 12
+    assert group.prompt is PROMPT
+
+
+def test_a_rollout_holds_every_reward_and_their_weighted_sum() -> None:
+    rewards = {
+        "seed": WeightedReward(server=FakeScorer(seed_of, delay_s=3.0), weight=0.5),
+        "length": WeightedReward(server=FakeScorer(lambda c: float(len(c.token_ids_T))), weight=-2.0),
+        "watched": WeightedReward(server=FakeScorer(lambda c: 99.0), weight=0.0),
+    }
+    group = roll_out(make_pool(FakeSampler(), rewards=rewards), [10, 20])
+    assert [dict(rollout.rewards) for rollout in group.rollouts] == [
+        {"seed": 10.0, "length": 3.0, "watched": 99.0},
+        {"seed": 20.0, "length": 3.0, "watched": 99.0},
+    ]
+    assert [rollout.score for rollout in group.rollouts] == [0.5 * 10 - 2 * 3, 0.5 * 20 - 2 * 3]
+
+
+def test_each_completion_meets_its_own_reference() -> None:
+    def reference(completion: Completion) -> Float32s:
+        return (completion.sampled_T * -seed_of(completion)).astype(np.float32)
+
+    sampler = FakeSampler(delay_s=lambda request: 20.0 - request.seed)
+    group = roll_out(make_pool(sampler, reference=FakeScorer(reference)), [3, 5, 9])
+    assert [rollout.reference_logprobs_T.tolist() for rollout in group.rollouts] == [
+        [0.0, 0.0, -3.0],
+        [0.0, 0.0, -5.0],
+        [0.0, 0.0, -9.0],
+    ]
+
+
+def test_a_completion_is_scored_while_others_are_still_sampled() -> None:
+    sampler = FakeSampler(delay_s=lambda request: 100.0 * (request.seed == 2))
+    reference = FakeScorer(flat_reference, delay_s=1.0)
+
+    async def look_early() -> int:
+        pool = make_pool(sampler, reference=reference)
+        task = asyncio.create_task(pool.roll_out(PROMPT, group_id="g", seeds=[1, 2, 3]))
+        await asyncio.sleep(50.0)
+        started = reference.num_started
+        await task
+        return started
+
+    assert run_virtually(look_early()) == 2
+
+
+def test_groups_go_to_the_least_busy_rollout_worker() -> None:
+    """Three groups of 4, 1 and 1 for two workers: the last two share the one that has less to do."""
+    samplers = [FakeSampler(name, delay_s=lambda request: 1.0) for name in ("rollout-0", "rollout-1")]
+
+    async def three_groups() -> list[int]:
+        pool = make_pool(*samplers)
+        tasks = []
+        for number, size in enumerate((4, 1, 1)):
+            tasks.append(asyncio.create_task(pool.roll_out(PROMPT, group_id=f"{number}", seeds=range(size))))
+            await asyncio.sleep(0.01)
+        running = [sampler.num_running for sampler in samplers]
+        await asyncio.gather(*tasks)
+        return running
+
+    assert run_virtually(three_groups()) == [4, 2]
+    assert [sampler.num_running for sampler in samplers] == [0, 0]
+
+
+@pytest.mark.parametrize("broken", ["reference", "reward"])
+def test_the_error_of_a_scorer_surfaces_as_it_is_and_ends_the_group(broken: str) -> None:
+    def fail(completion: Completion) -> float:
+        if seed_of(completion) == 1:
+            raise UserError("reward function x raised KeyError")
+        return seed_of(completion)
+
+    slow = FakeScorer(flat_reference, delay_s=1000.0)
+    failing = FakeScorer(fail, delay_s=1.0)
+    sampler = FakeSampler()
+    pool = make_pool(
+        sampler,
+        reference=failing if broken == "reference" else slow,
+        rewards={"x": WeightedReward(server=slow if broken == "reference" else failing, weight=1.0)},
+    )
+
+    async def fails_at() -> float:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(UserError, match="^reward function x raised KeyError$"):
+            await pool.roll_out(PROMPT, group_id="g", seeds=[1, 2, 3])
+        assert slow.num_cancelled == slow.num_started == 3
+        return loop.time()
+
+    assert run_virtually(fails_at()) < 2.0
+    assert sampler.num_running == 0
+
+
+def test_an_error_of_a_scorer_does_not_wait_for_the_last_completion() -> None:
+    def fail(completion: Completion) -> float:
+        raise UserError("broken reward")
+
+    sampler = FakeSampler(delay_s=lambda request: 1000.0 * (request.seed == 2))
+    pool = make_pool(sampler, rewards={"x": WeightedReward(server=FakeScorer(fail), weight=1.0)})
+
+    async def fails_at() -> float:
+        with pytest.raises(UserError, match="broken reward"):
+            await pool.roll_out(PROMPT, group_id="g", seeds=[1, 2])
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(fails_at()) < 10.0
+    assert sampler.num_running == 0
+
+
+class BreakingSampler(FakeSampler):
+    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[Completion]:
+        async for completion in super().sample(requests):
+            yield completion
+            await asyncio.sleep(5.0)
+            raise RuntimeError("rollout-0 died")
+
+
+def test_the_error_of_a_rollout_worker_surfaces_and_ends_the_scoring() -> None:
+    slow = FakeScorer(flat_reference, delay_s=1000.0)
+
+    async def fails() -> None:
+        with pytest.raises(RuntimeError, match="^rollout-0 died$"):
+            await make_pool(BreakingSampler(), reference=slow).roll_out(PROMPT, group_id="g", seeds=[1, 2])
+        await asyncio.sleep(1.0)
+
+    run_virtually(fails())
+    assert slow.num_cancelled == slow.num_started == 1
+
+
+def test_every_rollout_worker_pulls_the_weights() -> None:
+    samplers = [FakeSampler("rollout-0"), FakeSampler("rollout-1")]
+    reports = run_virtually(make_pool(*samplers).pull_weights(make_manifest(5), deadline_s=1.0))
+    assert [sampler.version for sampler in samplers] == [5, 5]
+    assert reports == [sampler.report for sampler in samplers]

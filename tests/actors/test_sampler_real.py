@@ -1,0 +1,346 @@
+"""The sampler on a real vLLM engine: what it samples, what it takes as new weights, and what it refuses.
+
+One engine for all tests of this file, in this process: importing vLLM takes ten seconds. Every test brings
+the engine to the weights that it needs.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from actors.config import RolloutConfig
+from actors.engine_loop import EngineLoop
+from core.config import ModelConfig
+from core.errors import UserError, WorkerError
+from core.messages import Completion, Float32s, Int32s, Prompt, SampleRequest, VersionSpan
+from core.models import TokenLogprobs, load_policy
+from core.packing import pack_row
+from core.weights import TensorEntry, WeightManifest, digest, map_buffer, view_tensors
+
+if TYPE_CHECKING:
+    from actors.sampler import Sampler
+
+pytestmark = pytest.mark.real
+
+MAX_MODEL_LEN = 512
+MAX_NEW_TOKENS = 24
+MAX_GAP = 1e-3
+"""Nats between engine and learner, with the same float32 weights."""
+BLOCK_TOKENS = 128
+"""vLLM's prefix cache works on whole blocks of this many tokens on CPUs, so shorter prompts never meet it."""
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+
+
+class Learner:
+    """The learner's end of a push: a policy whose weights the tests change, and manifests of it."""
+
+    def __init__(self, model_path: Path, folder: Path) -> None:
+        self._path = folder / "weights"
+        self.policy: TokenLogprobs = load_policy(model_path, "float32").eval()
+        self.version = 0
+
+    def change(self, scale: float = 0.05) -> None:
+        """Another policy, by far more than rounding."""
+        generator = torch.Generator().manual_seed(self.version)
+        self.version += 1
+        with torch.no_grad():
+            for parameter in self.policy.parameters():
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+    def manifest(self) -> WeightManifest:
+        """The present weights in a file, with digests and the log-probs of a probe."""
+        named = [(name.removeprefix("model."), tensor) for name, tensor in self.policy.named_parameters()]
+        offsets = np.cumsum([0, *(tensor.numel() * 4 for _, tensor in named)]).tolist()
+        entries = tuple(
+            TensorEntry(
+                name=name,
+                dtype="float32",
+                shape=tuple(tensor.shape),
+                offset_bytes=offset,
+                digest=digest(tensor),
+            )
+            for (name, tensor), offset in zip(named, offsets, strict=False)
+        )
+        views = dict(view_tensors(map_buffer(str(self._path), offsets[-1]), entries))
+        for name, tensor in named:
+            views[name].copy_(tensor.detach())
+        probe = token_ids(1, 64)
+        return WeightManifest(
+            policy_version=self.version,
+            path=str(self._path),
+            num_bytes=offsets[-1],
+            tensors=entries,
+            probe_token_ids_T=probe,
+            probe_logprobs_T=self.logprobs(probe, np.arange(64) > 0),
+            max_probe_gap=MAX_GAP,
+        )
+
+    @torch.no_grad()
+    def logprobs(self, token_ids_T: Int32s, trained_T: Any, temperature: float = 1.0) -> Float32s:
+        """[T] float32, nats; 0 where not trained."""
+        logprobs_T = np.zeros(len(token_ids_T), dtype=np.float32)
+        logprobs_T[trained_T] = self.policy(pack_row([(token_ids_T, trained_T)]), temperature).numpy()
+        return logprobs_T
+
+
+@pytest.fixture(scope="module")
+def learner(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Learner:
+    return Learner(tiny_model, tmp_path_factory.mktemp("push"))
+
+
+@pytest.fixture(scope="module")
+def make_sampler(tiny_model: Path) -> Iterator[Callable[[float], "Sampler"]]:
+    """Engines of this process, with vLLM's settings in the environment while they live."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        from actors.sampler import Sampler  # vLLM: ten seconds, and it reads the environment
+
+        def make(temperature: float) -> Sampler:
+            return Sampler(
+                tiny_model,
+                ModelConfig(path=str(tiny_model), max_model_len=MAX_MODEL_LEN),
+                RolloutConfig(
+                    max_new_tokens=MAX_NEW_TOKENS, temperature=temperature, max_concurrent_sequences=16
+                ),
+            )
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def engine(make_sampler: Callable[[float], "Sampler"]) -> "Sampler":
+    """The engine of most tests, as it comes up: without a push yet."""
+    return make_sampler(1.0)
+
+
+@pytest.fixture
+def sampler(engine: "Sampler", learner: Learner) -> "Sampler":
+    """The engine, idle and with the learner's weights."""
+    assert not engine.has_work
+    engine.pull_weights(learner.manifest())
+    return engine
+
+
+def token_ids(seed: int, count: int) -> Int32s:
+    return np.random.default_rng(seed).integers(100, 40_000, count).astype(np.int32)
+
+
+def requests(lengths: Sequence[int], *, seed: int = 0, prompt_seed: int = 0) -> list[SampleRequest]:
+    return [
+        SampleRequest(
+            request_id=f"request-{index}",
+            prompt=Prompt(prompt_id=str(index), text="", token_ids=token_ids(prompt_seed + index, length)),
+            seed=seed + index,
+        )
+        for index, length in enumerate(lengths)
+    ]
+
+
+def finish(sampler: "Sampler", most_steps: int = 200) -> list[Completion]:
+    """Everything that is running, in order of the requests."""
+    completions: list[Completion] = []
+    for _ in range(most_steps):
+        if not sampler.has_work:
+            return sorted(completions, key=lambda completion: completion.request_id)
+        completions += sampler.step()
+    raise AssertionError(f"still running after {most_steps} steps")
+
+
+def sample(sampler: "Sampler", wanted: Sequence[SampleRequest]) -> list[Completion]:
+    for request in wanted:
+        sampler.submit(request)
+    return finish(sampler)
+
+
+def largest_gap(learner: Learner, completions: Sequence[Completion], temperature: float = 1.0) -> float:
+    """Nats between what the sampler reported and what the learner makes of the same tokens."""
+    return max(
+        float(np.abs(completion.behavior_logprobs_T - own).max())
+        for completion in completions
+        for own in [learner.logprobs(completion.token_ids_T, completion.sampled_T, temperature)]
+    )
+
+
+def test_it_serves_nobody_before_a_verified_push(engine: "Sampler", learner: Learner) -> None:
+    with pytest.raises(WorkerError, match="no verified weight push"):
+        engine.submit(requests([4])[0])
+    assert not engine.has_work
+
+
+def test_what_it_reports_is_what_the_learner_computes(sampler: "Sampler", learner: Learner) -> None:
+    wanted = requests([1, 3, 7, 30, 64, 200])
+    completions = sample(sampler, wanted)
+    assert largest_gap(learner, completions) < MAX_GAP
+    for request, completion in zip(wanted, completions, strict=True):
+        assert completion.prompt is request.prompt
+        assert np.array_equal(completion.token_ids_T[: completion.num_prompt_tokens], request.prompt.token_ids)
+        assert 1 <= completion.num_completion_tokens <= MAX_NEW_TOKENS
+        assert completion.truncated == (completion.token_ids_T[-1] != 2)
+        spans = (VersionSpan(policy_version=learner.version, start=0, stop=completion.num_completion_tokens),)
+        assert completion.version_spans == spans
+        assert not completion.behavior_logprobs_T[~completion.sampled_T].any()
+
+
+def test_log_probs_are_of_the_distribution_that_was_sampled_from(
+    make_sampler: Callable[[float], "Sampler"], learner: Learner
+) -> None:
+    """At another temperature, and far from those at temperature 1: a learner that forgot it would notice."""
+    warm = make_sampler(0.7)
+    warm.pull_weights(learner.manifest())
+    completions = sample(warm, requests([3, 40]))
+    assert largest_gap(learner, completions, temperature=0.7) < MAX_GAP
+    assert largest_gap(learner, completions, temperature=1.0) > 0.1
+
+
+@pytest.mark.parametrize("length", [5, 2 * BLOCK_TOKENS + 20], ids=["short", "cached"])
+def test_new_weights_answer_the_same_prompts_anew(sampler: "Sampler", learner: Learner, length: int) -> None:
+    """Short prompts show a tied output head that kept its old packed copy; prompts of several blocks show
+    keys and values that the prefix cache kept of the old weights."""
+    wanted = requests([length] * 3)
+    sample(sampler, wanted)
+    again = sample(sampler, wanted)  # from the prefix cache, where the prompt is long enough
+    assert largest_gap(learner, again) < MAX_GAP
+    learner.change()
+    assert largest_gap(learner, again) > 0.1, "the push below would prove nothing"
+    report = sampler.pull_weights(learner.manifest())
+    assert report.probe_gap < MAX_GAP
+    completions = sample(sampler, wanted)
+    assert largest_gap(learner, completions) < MAX_GAP
+    assert {completion.policy_version for completion in completions} == {learner.version}
+
+
+def test_a_prompt_shared_with_a_running_request_is_not_answered_from_old_weights(
+    sampler: "Sampler", learner: Learner
+) -> None:
+    """A running request holds its blocks through the push; a later one must not find them in the cache."""
+    first, second = requests([2 * BLOCK_TOKENS + 20] * 2)
+    sampler.submit(first)
+    for _ in range(5):
+        sampler.step()
+    learner.change()
+    sampler.pull_weights(learner.manifest())
+    sampler.submit(replace(second, prompt=first.prompt))
+    completions = finish(sampler)
+    assert largest_gap(learner, completions[1:]) < MAX_GAP
+
+
+def test_an_update_in_flight_leaves_spans_without_gaps(sampler: "Sampler", learner: Learner) -> None:
+    wanted = requests([3, 9, 20, 40])
+    for request in wanted:
+        sampler.submit(request)
+    old, finished = learner.version, []
+    for _ in range(8):
+        finished += sampler.step()
+    learner.change()
+    sampler.pull_weights(learner.manifest())
+    completions = sorted(finished + finish(sampler), key=lambda completion: completion.request_id)
+    assert [completion.request_id for completion in completions] == [r.request_id for r in wanted]
+    for completion in completions:
+        spans = completion.version_spans
+        assert [span.start for span in spans] == [0, *(span.stop for span in spans[:-1])]
+        assert spans[-1].stop == completion.num_completion_tokens
+        assert completion.policy_version == old
+    both = [c for c in completions if [span.policy_version for span in c.version_spans] == [old, old + 1]]
+    assert len(both) >= 3, "some may end early, not most"
+    for completion in both:
+        behavior, own = (
+            values[completion.num_prompt_tokens :]
+            for values in (
+                completion.behavior_logprobs_T,
+                learner.logprobs(completion.token_ids_T, completion.sampled_T),
+            )
+        )
+        changed = completion.version_spans[0].stop
+        gap = np.abs(behavior - own)
+        assert gap[changed:].max() < MAX_GAP, "tokens under the new version are the new policy's"
+        assert gap[:changed].max() > 0.05, "tokens under the old version keep the old policy's log-probs"
+
+
+def test_seeds_make_sampling_repeatable(sampler: "Sampler") -> None:
+    wanted = requests([4, 4, 12], seed=100)
+    first, again = sample(sampler, wanted), sample(sampler, list(reversed(wanted)))
+    others = sample(sampler, requests([4, 4, 12], seed=200))
+    for one, same, other in zip(first, again, others, strict=True):
+        assert np.array_equal(one.token_ids_T, same.token_ids_T)
+        assert not np.array_equal(one.token_ids_T, other.token_ids_T)
+
+
+def test_one_prompt_gives_different_completions_for_different_seeds(sampler: "Sampler") -> None:
+    first, *others = requests([6] * 4)
+    group = [first, *(replace(request, prompt=first.prompt) for request in others)]
+    texts = {tuple(completion.token_ids_T) for completion in sample(sampler, group)}
+    assert len(texts) == 4
+
+
+def test_a_prompt_too_long_for_the_context_is_the_users_error(sampler: "Sampler") -> None:
+    longest = MAX_MODEL_LEN - MAX_NEW_TOKENS
+    with pytest.raises(UserError, match=f"raise model.max_model_len to {MAX_MODEL_LEN + 1}"):
+        sampler.submit(requests([longest + 1])[0])
+    assert not sampler.has_work
+    assert sample(sampler, requests([longest]))[0].num_prompt_tokens == longest
+
+
+def test_a_flipped_byte_names_the_tensor(sampler: "Sampler", learner: Learner) -> None:
+    manifest = learner.manifest()
+    entry = next(entry for entry in manifest.tensors if "layers.1.mlp.down_proj" in entry.name)
+    map_buffer(manifest.path, manifest.num_bytes)[entry.offset_bytes + 7] ^= 1
+    with pytest.raises(WorkerError, match=f"tensor {entry.name} arrived with other bytes"):
+        sampler.pull_weights(manifest)
+    with pytest.raises(WorkerError, match="no verified weight push"):
+        sampler.submit(requests([4])[0])
+
+
+def test_a_wrong_probe_names_the_gap_and_stops_the_service(sampler: "Sampler", learner: Learner) -> None:
+    manifest = learner.manifest()
+    wrong = manifest.probe_logprobs_T.copy()
+    wrong[10] += 0.5
+    with pytest.raises(WorkerError, match=rf"version {learner.version} .* 5.00e-01 nats \(limit 1e-03\)"):
+        sampler.pull_weights(replace(manifest, probe_logprobs_T=wrong))
+    with pytest.raises(WorkerError, match="no verified weight push"):
+        sampler.submit(requests([4])[0])
+
+
+def test_a_nan_on_the_probe_is_a_mismatch(sampler: "Sampler", learner: Learner) -> None:
+    manifest = learner.manifest()
+    broken = manifest.probe_logprobs_T.copy()
+    broken[10] = np.nan
+    with pytest.raises(WorkerError, match="nan nats"):
+        sampler.pull_weights(replace(manifest, probe_logprobs_T=broken))
+
+
+def test_running_requests_do_not_go_on_under_weights_that_failed_the_probe(
+    sampler: "Sampler", learner: Learner
+) -> None:
+    """Their later tokens would come from a policy that nobody knows, and be trained on. Last but one, because
+    they are still running after it."""
+    manifest = learner.manifest()
+    sampler.submit(requests([4])[0])
+    sampler.step()
+    with pytest.raises(WorkerError, match="nan nats"):
+        sampler.pull_weights(replace(manifest, probe_logprobs_T=manifest.probe_logprobs_T + np.nan))
+    with pytest.raises(WorkerError, match="no verified weight push"):
+        sampler.step()
+    sampler.pull_weights(learner.manifest())
+    assert len(finish(sampler)) == 1
+
+
+def test_a_damaged_push_leaves_the_engine_fit_for_the_next(sampler: "Sampler", learner: Learner) -> None:
+    manifest = learner.manifest()
+    map_buffer(manifest.path, manifest.num_bytes)[0] ^= 1
+    with pytest.raises(WorkerError):
+        sampler.pull_weights(manifest)
+    sampler.pull_weights(learner.manifest())
+    assert largest_gap(learner, sample(sampler, requests([5, 9]))) < MAX_GAP

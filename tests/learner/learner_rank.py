@@ -1,0 +1,273 @@
+"""One rank of a real learner, as a process of its own: runs named scenarios and writes down what came out.
+
+    python -m tests.learner.learner_rank RANK WORLD_SIZE PORT FOLDER SCENARIO...
+
+The tests start one process a rank and compare the files in FOLDER. Several scenarios share a process, because
+importing DeepSpeed takes longer than they do.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from core.messages import Completion, Prompt, Rollout, RolloutGroup, VersionSpan
+from core.models import load_policy, load_scalar_model
+from core.packing import pack_row
+from learner import checkpoint
+from learner.config import AlgorithmConfig, KLConfig, LearnerConfig, PPOConfig, RLOOConfig
+from learner.engine import NonFiniteError, ZeroEngine, join_group, leave_group
+from learner.learner import Learner
+
+VOCABULARY = 512
+GROUPS, GROUP_SIZE, LONGEST = 5, 3, 40
+DEADLINE_S = 120.0
+RLOO = RLOOConfig(kind="rloo")
+PPO = PPOConfig(kind="ppo", value_learning_rate=1e-3)
+KL = KLConfig(kl_coef=0.1, controller="adaptive", kl_target=1.0, horizon=100)
+
+Scenario = Callable[["Rank", str], None]
+
+
+class Rank:
+    """What the scenarios of a process share: who it is, and where the models are."""
+
+    def __init__(self, rank: int, world_size: int, folder: Path) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.folder = folder
+        self._policy = load_policy(folder / "policy", "float32").eval()
+
+    def learner(
+        self, zero_stage: int, algorithm: AlgorithmConfig, *, token_budget: int = 256, **keys: Any
+    ) -> Learner:
+        config = LearnerConfig.model_validate(
+            {
+                "world_size": self.world_size,
+                "zero_stage": zero_stage,
+                "learning_rate": 1e-3,
+                "token_budget": token_budget,
+                **keys,
+            }
+        )
+        value_model = None
+        if isinstance(algorithm, PPOConfig):
+            value_model = ZeroEngine(
+                load_scalar_model(self.folder / "value", "float32"), config, dtype="float32"
+            )
+        return Learner(
+            rank=self.rank,
+            world_size=self.world_size,
+            config=config,
+            algorithm=algorithm,
+            kl=KL,
+            policy=ZeroEngine(load_policy(self.folder / "policy", "float32"), config, dtype="float32"),
+            value_model=value_model,
+            temperature=1.0,
+            seed=0,
+        )
+
+    def groups(self, step: int) -> list[RolloutGroup]:
+        """The same rollouts on every rank: completions of 1 to 40 tokens, sampled a little off the policy."""
+        generator = np.random.default_rng(step)
+        return [self._group(f"{step}-{number}", generator) for number in range(GROUPS)]
+
+    def _group(self, group_id: str, generator: np.random.Generator) -> RolloutGroup:
+        prompt_ids = generator.integers(3, VOCABULARY, generator.integers(1, 8)).astype(np.int32)
+        prompt = Prompt(prompt_id=group_id, text="", token_ids=prompt_ids)
+        return RolloutGroup(
+            group_id=group_id,
+            rollouts=tuple(self._rollout(f"{group_id}-{i}", prompt, generator) for i in range(GROUP_SIZE)),
+        )
+
+    def _rollout(self, name: str, prompt: Prompt, generator: np.random.Generator) -> Rollout:
+        num_sampled = int(generator.integers(1, LONGEST + 1))
+        sampled = generator.integers(3, VOCABULARY, num_sampled).astype(np.int32)
+        token_ids = np.concatenate([prompt.token_ids, sampled])
+        sampled_T = np.arange(len(token_ids)) >= len(prompt.token_ids)
+        logprobs_T = np.zeros(len(token_ids), dtype=np.float32)
+        with torch.no_grad():
+            logprobs_T[sampled_T] = self._policy(pack_row([(token_ids, sampled_T)])).numpy()
+
+        def nearby(scale: float) -> Any:
+            return (logprobs_T + sampled_T * generator.normal(0, scale, len(token_ids))).astype(np.float32)
+
+        completion = Completion(
+            request_id=name,
+            prompt=prompt,
+            token_ids_T=token_ids,
+            sampled_T=sampled_T,
+            behavior_logprobs_T=nearby(0.15),
+            version_spans=(VersionSpan(policy_version=0, start=0, stop=num_sampled),),
+            text="",
+            truncated=False,
+        )
+        score = float(generator.normal())
+        return Rollout(
+            completion=completion, reference_logprobs_T=nearby(0.3), rewards={"r": score}, score=score
+        )
+
+    def write(self, name: str, learner: Learner, **facts: Any) -> None:
+        """All weights and some facts of a scenario; all ranks call, one writes."""
+        weights = _weights(learner)
+        if self.rank == 0:
+            save_file(weights, self.folder / f"{name}.safetensors")
+        (self.folder / f"{name}-{self.rank}.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def three_steps(zero_stage: int, algorithm: AlgorithmConfig, **keys: Any) -> Scenario:
+    """Weights and metrics after three steps."""
+
+    def run(rank: Rank, name: str) -> None:
+        learner = rank.learner(zero_stage, algorithm, **keys)
+        metrics = [learner.train_step(rank.groups(step)) for step in range(3)]
+        rank.write(name, learner, metrics=metrics, version=learner.policy_version)
+
+    return run
+
+
+def resume(zero_stage: int, algorithm: AlgorithmConfig) -> Scenario:
+    """Two steps, a checkpoint and two more, by the same learner and by one that loads the checkpoint."""
+
+    def run(rank: Rank, name: str) -> None:
+        learner = rank.learner(zero_stage, algorithm)
+        for step in range(2):
+            learner.train_step(rank.groups(step))
+        folder = rank.folder / f"{name}-checkpoint"
+        folder.mkdir(exist_ok=True)
+        checkpoint.save(learner, folder, rank=rank.rank)
+        for kind, trained in (("uninterrupted", learner), ("resumed", rank.learner(zero_stage, algorithm))):
+            if trained is not learner:
+                checkpoint.load(trained, folder)
+            metrics = [trained.train_step(rank.groups(step)) for step in (2, 3)]
+            rank.write(f"{name}-{kind}", trained, metrics=metrics, version=trained.policy_version)
+
+    return run
+
+
+def save_model(zero_stage: int) -> Scenario:
+    """The trained policy in Hugging Face's format."""
+
+    def run(rank: Rank, name: str) -> None:
+        learner = rank.learner(zero_stage, RLOO)
+        learner.train_step(rank.groups(0))
+        checkpoint.save_model(
+            learner, rank.folder / f"{name}-model", tokenizer_from=rank.folder / "policy", rank=rank.rank
+        )
+        rank.write(name, learner)
+
+    return run
+
+
+def poisoned(zero_stage: int, algorithm: AlgorithmConfig, poison: str) -> Scenario:
+    """A step, then one with a NaN in it: what it raised, and whether any weight changed."""
+
+    def run(rank: Rank, name: str) -> None:
+        learner = rank.learner(zero_stage, algorithm)
+        learner.train_step(rank.groups(0))
+        groups = _POISONS[poison](learner, rank.groups(1))
+        before = _weights(learner)
+        raised = ""
+        try:
+            learner.train_step(groups)
+        except NonFiniteError as error:
+            raised = str(error)
+        after = _weights(learner)
+        # Bytes, because a NaN differs from itself.
+        changed = [key for key in before if before[key].numpy().tobytes() != after[key].numpy().tobytes()]
+        rank.write(name, learner, raised=raised, changed=changed, version=learner.policy_version)
+
+    return run
+
+
+def _poison_rollouts(
+    groups: Sequence[RolloutGroup], spoil: Callable[[Rollout], Rollout]
+) -> list[RolloutGroup]:
+    """Spoil one rollout."""
+    first, *others = groups
+    return [replace(first, rollouts=(spoil(first.rollouts[0]), *first.rollouts[1:])), *others]
+
+
+def _with_nan_behavior(rollout: Rollout) -> Rollout:
+    logprobs_T = rollout.completion.behavior_logprobs_T.copy()
+    logprobs_T[-1] = np.nan
+    return replace(rollout, completion=replace(rollout.completion, behavior_logprobs_T=logprobs_T))
+
+
+def _poison_weights(learner: Learner, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+    with torch.no_grad():
+        next(learner.policy.module.parameters()).view(-1)[0] = torch.nan
+    return groups
+
+
+def _poison_gradient(learner: Learner, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+    """A finite loss whose gradient is not: as from a square root at 0 inside the network."""
+
+    def spoil(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * torch.nan)
+
+    norm = learner.policy.module.get_submodule("model.model.norm")
+    norm.register_forward_hook(spoil)
+    return groups
+
+
+_POISONS: dict[str, Callable[[Learner, list[RolloutGroup]], list[RolloutGroup]]] = {
+    "behavior": lambda _, groups: _poison_rollouts(groups, _with_nan_behavior),
+    "score": lambda _, groups: _poison_rollouts(groups, lambda rollout: replace(rollout, score=float("nan"))),
+    "infinite_score": lambda _, groups: _poison_rollouts(
+        groups, lambda rollout: replace(rollout, score=float("inf"))
+    ),
+    "weight": _poison_weights,
+    "gradient": _poison_gradient,
+}
+
+SCENARIOS: dict[str, Scenario] = {
+    **{f"rloo-{stage}": three_steps(stage, RLOO) for stage in range(4)},
+    **{f"ppo-{stage}": three_steps(stage, PPO) for stage in range(4)},
+    "rloo-small-rows": three_steps(0, RLOO, token_budget=48),
+    "ppo-small-rows": three_steps(0, PPO, token_budget=48),
+    "rloo-checkpointing": three_steps(0, RLOO, gradient_checkpointing=True),
+    "rloo-minibatches": three_steps(0, RLOOConfig(kind="rloo", num_epochs=2, num_minibatches=4)),
+    **{f"resume-rloo-{stage}": resume(stage, RLOO) for stage in range(4)},
+    **{f"resume-ppo-{stage}": resume(stage, PPO) for stage in range(4)},
+    **{f"save-{stage}": save_model(stage) for stage in range(4)},
+    **{f"nan-rloo-{poison}": poisoned(0, RLOO, poison) for poison in _POISONS},
+    **{f"nan-ppo-{poison}": poisoned(0, PPO, poison) for poison in _POISONS},
+    **{f"nan-zero2-{poison}": poisoned(2, RLOO, poison) for poison in _POISONS},
+}
+
+
+def _weights(learner: Learner) -> dict[str, torch.Tensor]:
+    """Full copies of all parameters of all networks, by name. All ranks must call."""
+    networks = {"policy": learner.policy, "value": learner.value_model}
+    return {
+        f"{kind}.{name}": parameter.clone()
+        for kind, engine in networks.items()
+        if engine is not None
+        for name, parameter in engine.full_parameters(lambda name: True)
+    }
+
+
+def main() -> None:
+    rank, world_size, port = (int(argument) for argument in sys.argv[1:4])
+    torch.set_num_threads(1)  # as many as sum up to the machine's cores, and the same for every world size
+    join_group(rank=rank, world_size=world_size, address="127.0.0.1", port=port, deadline_s=DEADLINE_S)
+    process = Rank(rank, world_size, Path(sys.argv[4]))
+    for name in sys.argv[5:]:
+        SCENARIOS[name](process, f"{name}-world{world_size}")
+    with suppress(Exception):  # the tests look at what was written
+        leave_group()
+
+
+if __name__ == "__main__":
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    main()

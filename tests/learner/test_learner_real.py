@@ -1,0 +1,181 @@
+"""The learner on real DeepSpeed ranks: processes that talk over gloo, without Ray."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.learner.learner_rank import SCENARIOS, VOCABULARY
+from tests.tiny_models import build_tiny_model, build_tiny_scalar_model
+
+pytestmark = pytest.mark.real
+
+STAGES = (0, 1, 2, 3)
+ONE_RANK = (
+    *(f"rloo-{stage}" for stage in STAGES),
+    *("ppo-0", "ppo-2", "rloo-small-rows", "ppo-small-rows", "rloo-checkpointing", "rloo-minibatches"),
+    *("resume-ppo-0", "resume-rloo-2", "save-0"),
+    *(name for name in SCENARIOS if name.startswith("nan-")),
+)
+TWO_RANKS = (
+    *(f"rloo-{stage}" for stage in STAGES),
+    *("ppo-0", "ppo-3", "rloo-small-rows", "resume-rloo-0", "resume-ppo-2", "resume-rloo-3", "save-3"),
+    "nan-rloo-score",
+)
+DEADLINE_S = 200
+ABSOLUTE, RELATIVE = 1e-5, 1e-4
+"""What float32 allows after three steps of Adam at 1e-3: sums over ranks are taken in another order."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all scenarios have written to."""
+    folder = tmp_path_factory.mktemp("learner")
+    build_tiny_model(folder / "policy", vocabulary=VOCABULARY)
+    build_tiny_scalar_model(folder / "value", vocabulary=VOCABULARY)
+    run_ranks(folder, 1, ONE_RANK)
+    run_ranks(folder, 2, TWO_RANKS)
+    return folder
+
+
+def run_ranks(folder: Path, world_size: int, scenarios: tuple[str, ...]) -> None:
+    """Run scenarios in one process a rank, and wait for all; none is left behind."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    module = [sys.executable, "-m", "tests.learner.learner_rank"]
+    logs = [folder / f"world{world_size}-rank{rank}.log" for rank in range(world_size)]
+    processes = [
+        subprocess.Popen(
+            [*module, str(rank), str(world_size), str(port), str(folder), *scenarios],
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        codes = [process.wait(timeout=DEADLINE_S) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    said = "\n".join(log.read_text(encoding="utf-8")[-3000:] for log in logs)
+    assert codes == [0] * world_size, said
+
+
+def facts(folder: Path, name: str, rank: int = 0) -> Any:
+    return json.loads((folder / f"{name}-{rank}.json").read_text(encoding="utf-8"))
+
+
+def assert_same_weights(folder: Path, name: str, other: str) -> None:
+    first, second = load_file(folder / f"{name}.safetensors"), load_file(folder / f"{other}.safetensors")
+    assert first.keys() == second.keys()
+    torch.testing.assert_close(second, first, atol=ABSOLUTE, rtol=RELATIVE)
+
+
+def test_three_steps_move_every_tensor_by_far_more_than_the_tolerance(results: Path) -> None:
+    """Or the comparisons below would compare nothing."""
+    trained = load_file(results / "rloo-0-world1.safetensors")
+    original = load_file(results / "policy" / "model.safetensors")
+    for name, tensor in original.items():
+        assert (trained[f"policy.model.{name}"] - tensor).abs().max() > 50 * ABSOLUTE, name
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_rloo_gives_the_same_weights_on_every_zero_stage_and_world_size(
+    results: Path, stage: int, world_size: int
+) -> None:
+    assert_same_weights(results, "rloo-0-world1", f"rloo-{stage}-world{world_size}")
+
+
+@pytest.mark.parametrize("name", ["ppo-2-world1", "ppo-0-world2", "ppo-3-world2"])
+def test_ppo_gives_the_same_policy_and_value_model(results: Path, name: str) -> None:
+    assert_same_weights(results, "ppo-0-world1", name)
+
+
+@pytest.mark.parametrize(
+    "name", ["rloo-small-rows-world1", "rloo-small-rows-world2", "rloo-checkpointing-world1"]
+)
+def test_how_rows_are_packed_does_not_change_the_update(results: Path, name: str) -> None:
+    assert_same_weights(results, "rloo-0-world1", name)
+
+
+def test_how_rows_are_packed_does_not_change_the_value_model(results: Path) -> None:
+    assert_same_weights(results, "ppo-0-world1", "ppo-small-rows-world1")
+
+
+@pytest.mark.parametrize("name", ["rloo-0", "rloo-3", "ppo-3"])
+def test_every_rank_reports_the_same_metrics_as_a_single_one(results: Path, name: str) -> None:
+    single = facts(results, f"{name.replace('3', '0')}-world1")
+    for rank in (0, 1):
+        several = facts(results, f"{name}-world2", rank)
+        assert several["version"] == single["version"] == 3
+        for one, other in zip(single["metrics"], several["metrics"], strict=True):
+            assert other == pytest.approx(one, rel=2e-3, abs=1e-5)
+
+
+def test_the_gap_is_the_distance_of_behavior_and_policy_log_probs(results: Path) -> None:
+    """The hand-made behavior log-probs are off by noise of 0.15, so the first step must say so."""
+    first = facts(results, "rloo-0-world1")["metrics"][0]
+    assert 0.3 < first["logprob_gap_max"] < 1.0
+    assert first["logprob_gap_mean"] == pytest.approx(0.15 * (2 / torch.pi) ** 0.5, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resume-ppo-0-world1",
+        "resume-rloo-2-world1",
+        "resume-rloo-0-world2",
+        "resume-ppo-2-world2",
+        "resume-rloo-3-world2",
+    ],
+)
+def test_a_resumed_learner_goes_on_bit_for_bit(results: Path, name: str) -> None:
+    kept, resumed = (
+        load_file(results / f"{name}-{kind}.safetensors") for kind in ("uninterrupted", "resumed")
+    )
+    assert kept.keys() == resumed.keys()
+    assert [key for key in kept if not torch.equal(kept[key], resumed[key])] == []
+    assert facts(results, f"{name}-uninterrupted") == facts(results, f"{name}-resumed")
+    assert facts(results, f"{name}-resumed")["version"] == 4
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name.startswith("nan-")])
+def test_a_nan_stops_the_step_before_a_weight_changes(results: Path, name: str) -> None:
+    found = facts(results, f"{name}-world1")
+    assert "nan" in found["raised"] or "not finite" in found["raised"]
+    assert found["changed"] == []
+    assert found["version"] == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_nan_among_the_rollouts_of_one_rank_stops_every_rank(results: Path, rank: int) -> None:
+    found = facts(results, "nan-rloo-score-world2", rank)
+    assert found["raised"]
+    assert found["changed"] == []
+
+
+@pytest.mark.parametrize("name", ["save-0-world1", "save-3-world2"])
+def test_a_saved_model_loads_in_transformers_with_the_learners_weights(results: Path, name: str) -> None:
+    weights = load_file(results / f"{name}.safetensors")
+    model, report = AutoModelForCausalLM.from_pretrained(results / f"{name}-model", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    named = dict(model.named_parameters())
+    assert {f"policy.model.{key}" for key in named} == weights.keys()
+    for key, parameter in named.items():
+        assert torch.equal(parameter, weights[f"policy.model.{key}"]), key
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
