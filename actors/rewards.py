@@ -101,7 +101,7 @@ def load_function(reference: str) -> RewardFunction:
     module_name, _, name = reference.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # importing runs the user's code, which may raise anything
         raise UserError(
             f"rewards: function {reference!r} cannot be loaded ({error}). Give `module:name` of a function "
             "that Python can import from the folder where `leash` runs."

@@ -73,8 +73,7 @@ class Sampler:
 
     def submit(self, request: SampleRequest) -> None:
         """Queue one completion. Raises `UserError` for a prompt that does not fit."""
-        if self._policy_version is None:
-            raise WorkerError("this rollout worker has had no verified weight push yet, so it must not serve")
+        self._require_verified_weights()
         limit = self._engine.model_config.max_model_len
         wanted = len(request.prompt.token_ids) + self._rollout.max_new_tokens
         if wanted > limit:
@@ -95,7 +94,11 @@ class Sampler:
         self._engine.add_request(request.request_id, prompt, params)  # type: ignore[arg-type]
 
     def step(self) -> list[Completion]:
-        """Decode one token of every running sequence; the completions that finished with it."""
+        """Decode one token of every running sequence; the completions that finished with it.
+
+        Raises `WorkerError` if the last weight push failed.
+        """
+        self._require_verified_weights()
         finished, self._finished_during_pull = self._finished_during_pull, []
         if self._engine.has_unfinished_requests():
             finished += [self._completion(output) for output in self._decode() if output.finished]
@@ -125,6 +128,11 @@ class Sampler:
             )
         self._policy_version = manifest.policy_version
         return PullReport(load_s=loaded - started, verify_s=time.perf_counter() - loaded, probe_gap=gap)
+
+    def _require_verified_weights(self) -> None:
+        """Neither new requests nor running ones are served by weights that nobody vouches for."""
+        if self._policy_version is None:
+            raise WorkerError("this rollout worker has had no verified weight push, so it must not serve")
 
     def _score_probe(self, manifest: WeightManifest) -> Float32s:
         """[T] float32, nats: the engine's log-probs of the probe's tokens; 0 for the first."""

@@ -62,10 +62,17 @@ class ScorerWorker:
         config: ReferenceConfig | RewardModelReward | RewardFunctionReward,
         path: Path | None,
     ) -> None:
+        self._setup = setup
+        self._config = config
+        self._path = path
+
+    async def ready(self) -> None:
+        """Load the model. Not done while the process is made, because Ray would wrap a `UserError` of that."""
         # torch stays out of the driver, which only needs this module's handles.
         from actors.reference import ReferenceScorer
         from actors.rewards import FunctionReward, RewardModel
 
+        setup, config = self._setup, self._config
         device = "cuda" if config.resources.num_gpus else "cpu"
         match config:
             case ReferenceConfig():
@@ -73,15 +80,12 @@ class ScorerWorker:
                     setup.model_path, setup.model, temperature=setup.rollout.temperature, device=device
                 )
             case RewardModelReward():
-                assert path is not None
-                scorer = RewardModel(path, setup.model_path, setup.model, device=device)
+                assert self._path is not None
+                scorer = RewardModel(self._path, setup.model_path, setup.model, device=device)
             case RewardFunctionReward():
                 scorer = FunctionReward(config.function)
         budget = getattr(config, "token_budget", FUNCTION_BATCH_TOKENS)
         self._batcher = DynamicBatcher(scorer.score, cost=lambda c: len(c.token_ids_T), budget=budget)
-
-    async def ready(self) -> None:
-        """Returns once the model is loaded."""
 
     async def score(self, completion: Completion) -> Any:
         return await self._batcher.submit(completion)
@@ -179,13 +183,9 @@ class ScorerPool:
         self._waiting = [0] * len(self._replicas)
 
     async def ready(self, deadline_s: float) -> None:
-        for index, replica in enumerate(self._replicas):
-            await answer(
-                replica.ready.remote(),
-                who=f"{self.name}-{index}",
-                what="loading its model",
-                deadline_s=deadline_s,
-            )
+        loading = [replica.ready.remote() for replica in self._replicas]
+        for index, loaded in enumerate(loading):
+            await answer(loaded, who=f"{self.name}-{index}", what="loading its model", deadline_s=deadline_s)
 
     async def score(self, completion: Completion) -> Any:
         """One float for a reward, [T] float32 for the reference."""

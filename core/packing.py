@@ -1,7 +1,7 @@
 """Sequences of any length, laid end to end in rows without padding.
 
 Dimension key: T token positions of one row, N trained tokens of one row, S sequences of one bucket,
-L token positions of the longest sequence of a bucket.
+L token positions of the longest sequence of a bucket, P places (S * L) of all buckets, end to end.
 """
 
 from collections.abc import Sequence
@@ -14,26 +14,18 @@ from core.messages import Bools, Int32s, Int64s
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionBucket:
-    """Sequences of similar length, which one attention call handles together."""
-
-    gather_SL: torch.Tensor
-    """[S, L] int64: where in the row each token stands; the last token is repeated as padding."""
-    valid_SL: torch.Tensor
-    """[S, L] bool: False on padding."""
-
-
-@dataclass(frozen=True, slots=True)
 class PackedAttention:
-    """How to take a row apart into buckets for attention, and how to put it together again."""
+    """How to lay a row out as padded buckets for attention, and how to put it together again."""
 
-    buckets: tuple[AttentionBucket, ...]
-    restore_T: torch.Tensor
-    """[T] int64: where in the buckets' valid positions, end to end, each token of the row stands."""
+    buckets: tuple[tuple[int, int], ...]
+    """(S, L): so many sequences, the longest so long. One attention call handles a bucket."""
+    gather_P: torch.Tensor
+    """[P] int64: where in the row the token of each place stands; padding repeats a sequence's last token."""
+    place_T: torch.Tensor
+    """[T] int64: the place of each token of the row."""
 
     def to(self, device: torch.device) -> "PackedAttention":
-        buckets = tuple(AttentionBucket(b.gather_SL.to(device), b.valid_SL.to(device)) for b in self.buckets)
-        return PackedAttention(buckets, self.restore_T.to(device))
+        return PackedAttention(self.buckets, self.gather_P.to(device), self.place_T.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +100,15 @@ def pack_row(sequences: Sequence[tuple[Int32s, Bools]]) -> PackedRow:
 def _bucket_by_length(starts: Int64s, lengths: Int64s) -> PackedAttention:
     """Group sequences whose lengths share a power of two, so that attention pads less than half."""
     exponents = np.ceil(np.log2(np.maximum(lengths, 8))).astype(int)
-    buckets, positions = [], []
+    buckets, gathers, valids = [], [], []
     for exponent in np.unique(exponents):
         members = np.flatnonzero(exponents == exponent)
         offsets = np.arange(lengths[members].max())
-        gather = starts[members, None] + np.minimum(offsets[None], lengths[members, None] - 1)
-        valid = offsets[None] < lengths[members, None]
-        buckets.append(AttentionBucket(torch.from_numpy(gather), torch.from_numpy(valid)))
-        positions.append(gather[valid])
-    return PackedAttention(tuple(buckets), torch.from_numpy(np.argsort(np.concatenate(positions))))
+        buckets.append((len(members), len(offsets)))
+        gathers.append(starts[members, None] + np.minimum(offsets[None], lengths[members, None] - 1))
+        valids.append(offsets[None] < lengths[members, None])
+    gather_P = np.concatenate([gather.ravel() for gather in gathers])
+    places = np.flatnonzero(np.concatenate([valid.ravel() for valid in valids]))
+    place_T = np.empty_like(places)
+    place_T[gather_P[places]] = places
+    return PackedAttention(tuple(buckets), torch.from_numpy(gather_P), torch.from_numpy(place_T))

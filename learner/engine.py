@@ -98,6 +98,9 @@ class ZeroEngine:
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=_deepspeed_config(config, self._dtype)
         )
+        if config.zero_stage == 0 and dist.get_world_size() == 1:
+            # Left on, DeepSpeed copies all gradients into one buffer and back for a sum over one rank.
+            self._engine.enable_backward_allreduce = False
         self.module: nn.Module = self._engine.module
         self._broken_gradient = False
         # A NaN anywhere in the backward pass reaches the lowest trained parameters: look there.

@@ -5,6 +5,7 @@ of the same use costs less KL, less memory for optimizer state, and no gradient 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -18,11 +19,12 @@ WRAPPER = "model."
 
 
 def add_adapter(module: nn.Module, config: LoRAConfig) -> None:
-    """Freeze the module's network and put an adapter beside each of its linear layers; a scalar head stays trained."""
+    """Freeze the module's network and put an adapter beside each linear layer; a scalar head stays trained."""
     network = module.model
     assert isinstance(network, nn.Module)
+    alpha: Any = config.alpha  # peft declares an int, and divides by the rank: a float is as good
     inject_adapter_in_model(
-        LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", bias="none"), network
+        LoraConfig(r=config.rank, lora_alpha=alpha, target_modules="all-linear", bias="none"), network
     )
     head = getattr(network, "score", None)
     if isinstance(head, nn.Module):

@@ -81,7 +81,8 @@ class WeightPush:
                 self._buffer = map_buffer(str(self._path), self._num_bytes)
             views = dict(view_tensors(self._buffer, self._layout))
         entries = []
-        for entry, (_, parameter) in zip(self._layout, merged_parameters(self._learner.policy, self._learner.lora), strict=True):
+        parameters = merged_parameters(self._learner.policy, self._learner.lora)
+        for entry, (_, parameter) in zip(self._layout, parameters, strict=True):
             if self._rank == 0:
                 view = views[entry.name]
                 view.copy_(parameter)

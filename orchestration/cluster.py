@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from orchestration.config import Recipe
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of a local Ray. Rollouts are small, and weights do not go through the object store."""
+CLEARER_REASON_S = 20.0
+"""For other workers to fail too, once one has: about what starting one takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,7 @@ def joined(address: str | None) -> Iterator[None]:
         mask = os.umask(0o077)  # Ray writes its token file with the mask it finds
         try:
             ray.init(
+                address="local",  # left out, Ray would join whatever cluster was last started on this machine
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
@@ -195,7 +198,7 @@ async def _start(
         )
         for name, config in _scorer_configs(recipe).items()
     }
-    await asyncio.gather(
+    await _all_up(
         learner.start(learner_setup),
         *(worker.ready(deadlines.start_s) for worker in rollout),
         *(scorer.ready(deadlines.start_s) for scorer in scorers.values()),
@@ -206,6 +209,27 @@ async def _start(
     }
     pool = RolloutPool(rollout, scorers["reference"], rewards)
     return Workers(learner=learner, pool=pool, rollout=rollout, scorers=list(scorers.values()))
+
+
+async def _all_up(*starts: Coroutine[Any, Any, None]) -> None:
+    """Wait until all are up. A model that is no good fails in several workers, each in its own words: after
+    the first failure the others have a moment to give the user a clearer reason."""
+    waiting = {asyncio.create_task(start) for start in starts}
+    errors: list[BaseException] = []
+    try:
+        while waiting and not any(isinstance(error, UserError) for error in errors):
+            patience_s = CLEARER_REASON_S if errors else None
+            done, waiting = await asyncio.wait(
+                waiting, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                break
+            errors += [error for task in done if (error := task.exception())]
+    finally:
+        for task in waiting:
+            task.cancel()
+    if errors:
+        raise next((error for error in errors if isinstance(error, UserError)), errors[0])
 
 
 def _scorer_configs(recipe: Recipe) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _check_groups(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterato
 
 
 def _check_batch(
-    algorithm: AlgorithmConfig, trainer: TrainerConfig, rollout: RolloutConfig, learner: LearnerConfig
+    algorithm: AlgorithmConfig, trainer: TrainerConfig, learner: LearnerConfig
 ) -> Iterator[Contradiction]:
     if algorithm.num_minibatches > trainer.prompts_per_step:
         yield Contradiction(
@@ -61,12 +61,11 @@ def _check_batch(
             f"a mini-batch needs a prompt, and trainer.prompts_per_step is {trainer.prompts_per_step}",
             f"set {trainer.prompts_per_step} or less",
         )
-    completions = trainer.prompts_per_step * rollout.group_size
-    if learner.world_size > completions:
+    if learner.world_size > trainer.prompts_per_step:
         yield Contradiction(
-            ("learner.world_size", "trainer.prompts_per_step", "rollout.group_size"),
-            f"every rank needs a completion, and a step has {completions}",
-            f"set {completions} or less, or a larger trainer.prompts_per_step",
+            ("learner.world_size", "trainer.prompts_per_step"),
+            f"a rank learns from whole prompts, and trainer.prompts_per_step is {trainer.prompts_per_step}",
+            f"set {trainer.prompts_per_step} or less, or a larger trainer.prompts_per_step",
         )
 
 

@@ -101,7 +101,7 @@ def summarize(comparison: Comparison) -> dict[str, Any]:
     before, after = comparison.before, comparison.after
     scores_before = [sample.score for sample in before]
     scores_after = [sample.score for sample in after]
-    std = statistics.stdev(scores_before)
+    std = spread(scores_before)["std"] or math.nan  # equal scores have no unit to measure a gain in
     return {
         "reward_before": spread(scores_before),
         "reward_after": spread(scores_after),

@@ -15,7 +15,7 @@ from core.messages import Int32s
 from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
 from orchestration.config import Recipe
 
-PROBE_TOKENS = 64
+PROBE_TOKENS = 32
 """Length of the sequence on which engine and learner are compared after every push."""
 
 

@@ -53,6 +53,9 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
             return asyncio.run(Run(recipe, inputs, folder, hub, view, started).execute())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+    except UserError:
+        folder.discard_if_untrained()
+        raise
     finally:
         view.stop()
         hub.close()
@@ -158,6 +161,7 @@ class Run:
     async def _load_checkpoint(self) -> int:
         checkpoint = self._folder.latest_checkpoint()
         if checkpoint is None:
+            self._folder.cut_records_after(0)
             return 0
         version = await self._workers.learner.load(checkpoint.absolute())
         self._log.records = self._folder.cut_records_after(version)

@@ -68,6 +68,17 @@ class RunFolder:
             )
         return cls(path)
 
+    def discard_if_untrained(self) -> None:
+        """Take back what a run wrote that ended on bad input before its first step, so that the corrected
+        recipe may use the folder. Files of others stay, and the folder with them."""
+        if (self.path / "metrics.jsonl").exists() or (self.path / "checkpoints").exists():
+            return
+        for name in ("recipe.toml", "run.json", "metrics-url.txt", "heldout-before.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.path / "samples", self.path):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
     def latest_checkpoint(self) -> Path | None:
         """The newest whole checkpoint."""
         found = sorted(self.path.glob("checkpoints/step-*[0-9]"))
@@ -83,8 +94,8 @@ class RunFolder:
     def commit_checkpoint(self, unfinished: Path) -> Path:
         """Make it the newest checkpoint and remove the older ones."""
         checkpoint = unfinished.with_suffix("")
-        shutil.rmtree(checkpoint, ignore_errors=True)
         _fsync_tree(unfinished)
+        shutil.rmtree(checkpoint, ignore_errors=True)
         unfinished.rename(checkpoint)
         for older in self.path.glob("checkpoints/step-*"):
             if older != checkpoint:
@@ -96,7 +107,9 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return []
-        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        # A line without its end was being written when the run was killed.
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+        records = [json.loads(line) for line in lines]
         kept = [record for record in records if record["step"] <= step]
         write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept))
         return kept

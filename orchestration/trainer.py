@@ -9,7 +9,6 @@ plain objects in tests.
 """
 
 import asyncio
-import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -88,7 +87,7 @@ class Trainer:
         The rollout workers must hold version `start`. `after_step` is awaited with each new version.
         """
         queue = RolloutQueue(groups_per_step=self._prompts_per_step, max_lag=self._max_lag)
-        producer = asyncio.create_task(self._start_rollouts(queue, start))
+        producer = asyncio.create_task(self._start_rollouts(queue, start, stop))
         version = start
         try:
             while version < stop and not self._stopping:
@@ -108,6 +107,7 @@ class Trainer:
                 await after_step(version)
         finally:
             producer.cancel()
+            await asyncio.gather(producer, return_exceptions=True)
             await queue.close()
         return version
 
@@ -119,9 +119,9 @@ class Trainer:
         gap = max(report.probe_gap for report in reports)
         return timing | {"load_s": slowest.load_s, "verify_s": slowest.verify_s, "probe_gap": gap}
 
-    async def _start_rollouts(self, queue: RolloutQueue, version: int) -> None:
-        """Start groups as tickets come free, from the first one of `version` on."""
-        for number in itertools.count(version * self._prompts_per_step):
+    async def _start_rollouts(self, queue: RolloutQueue, start: int, stop: int) -> None:
+        """Start groups as tickets come free: those that take the policy from version `start` to `stop`."""
+        for number in range(start * self._prompts_per_step, stop * self._prompts_per_step):
             await queue.start(lambda number=number: self._roll_out(number))  # type: ignore[misc]
 
     async def _roll_out(self, number: int) -> RolloutGroup:

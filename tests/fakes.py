@@ -1,4 +1,4 @@
-"""Stand-ins that several tests share: messages from a few numbers, workers without Ray, and a clock without waiting."""
+"""Stand-ins that several tests share: messages from a few numbers, workers without Ray, a clock without waiting."""
 
 import asyncio
 import selectors
@@ -182,7 +182,7 @@ def run_virtually(coroutine: Coroutine[Any, Any, T]) -> T:
         return runner.run(coroutine)
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class _JumpingSelector(selectors.DefaultSelector):
     now_s = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:

@@ -2,14 +2,20 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from orchestration.assets import MODEL, asset_path
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 SMOLLM2_VOCABULARY = 49152
+SPOKEN = """ the film a story her voice this plot ending his debut every scene it is seems was never could be has
+ always been good bad dull bright slow quick warm cold we they see feel like love hate more less tree green deep"""
+"""The words that a tiny policy says, so that a few hundred samples are enough to learn which of them pay."""
+SPOKEN_LOGIT = 3.0
+"""Size of the feature that spoken tokens have, and that a model that reads them looks for."""
 INITIALIZER_RANGE = 0.2
 """Ten times the usual: with the usual a random model is so close to uniform that wrong weights hardly show."""
 
@@ -19,9 +25,11 @@ def build_tiny_model(
 ) -> Path:
     """A Llama with random weights and tied embeddings; with the whole vocabulary, SmolLM2's tokenizer beside it."""
     torch.manual_seed(seed)
-    LlamaForCausalLM(_tiny_config(num_layers, vocabulary)).save_pretrained(folder)
+    model = LlamaForCausalLM(_tiny_config(num_layers, vocabulary))
     if vocabulary == SMOLLM2_VOCABULARY:
         _copy_tokenizer(folder)
+        _teach_words(model, AutoTokenizer.from_pretrained(folder))
+    model.save_pretrained(folder)
     return folder
 
 
@@ -53,6 +61,20 @@ def _tiny_config(num_layers: int, vocabulary: int) -> LlamaConfig:
     )
 
 
+def _teach_words(model: LlamaForCausalLM, tokenizer: Any) -> None:
+    """Let the model answer words of `SPOKEN` with words of it: one feature is theirs alone, read and written."""
+    words = "".join(f" {word}" for word in SPOKEN.split())
+    token_ids = [tokenizer.eos_token_id, *tokenizer(words)["input_ids"]]
+    with torch.no_grad():
+        for layer in model.model.layers:  # quiet enough to leave the feature in the residual stream
+            layer.self_attn.o_proj.weight.mul_(0.1)
+            layer.mlp.down_proj.weight.mul_(0.1)
+        embeddings = model.get_input_embeddings().weight
+        embeddings[:, 0] = 0
+        embeddings[token_ids, 0] = SPOKEN_LOGIT
+
+
 def _copy_tokenizer(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         shutil.copy2(asset_path(MODEL.name) / name, folder / name)

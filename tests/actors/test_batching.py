@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -61,7 +62,7 @@ def test_batches_are_full_within_the_budget_and_in_order(costs: list[int], budge
     assert [item for batch in later for item in batch] == costs
     for batch in later:
         assert len(batch) == 1 or sum(batch) <= budget
-    for batch, following in zip(later, later[1:], strict=False):
+    for batch, following in pairwise(later):
         assert sum(batch) + following[0] > budget
 
 

@@ -4,7 +4,6 @@ One engine for all tests of this file, in this process: importing vLLM takes ten
 the engine to the weights that it needs.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,14 @@ import pytest
 import torch
 
 from actors.config import RolloutConfig
-from actors.engine_loop import EngineLoop
+from actors.engine_loop import Engine, EngineLoop
 from core.config import ModelConfig
 from core.errors import UserError, WorkerError
 from core.messages import Completion, Float32s, Int32s, Prompt, SampleRequest, VersionSpan
 from core.models import TokenLogprobs, load_policy
 from core.packing import pack_row
 from core.weights import TensorEntry, WeightManifest, digest, map_buffer, view_tensors
+from tests.actors.test_engine_loop import FakeEngine
 
 if TYPE_CHECKING:
     from actors.sampler import Sampler
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.real
 
 MAX_MODEL_LEN = 512
-MAX_NEW_TOKENS = 24
+MAX_NEW_TOKENS = 16
 MAX_GAP = 1e-3
 """Nats between engine and learner, with the same float32 weights."""
 BLOCK_TOKENS = 128
@@ -126,6 +126,13 @@ def engine(make_sampler: Callable[[float], "Sampler"]) -> "Sampler":
     return make_sampler(1.0)
 
 
+@pytest.fixture(scope="module")
+def warm_engine(make_sampler: Callable[[float], "Sampler"]) -> "Sampler":
+    """An engine at another temperature. It lives as long as the first: the end of one takes vLLM's process
+    groups from all engines of the process."""
+    return make_sampler(0.7)
+
+
 @pytest.fixture
 def sampler(engine: "Sampler", learner: Learner) -> "Sampler":
     """The engine, idle and with the learner's weights."""
@@ -186,7 +193,9 @@ def test_what_it_reports_is_what_the_learner_computes(sampler: "Sampler", learne
     assert largest_gap(learner, completions) < MAX_GAP
     for request, completion in zip(wanted, completions, strict=True):
         assert completion.prompt is request.prompt
-        assert np.array_equal(completion.token_ids_T[: completion.num_prompt_tokens], request.prompt.token_ids)
+        assert np.array_equal(
+            completion.token_ids_T[: completion.num_prompt_tokens], request.prompt.token_ids
+        )
         assert 1 <= completion.num_completion_tokens <= MAX_NEW_TOKENS
         assert completion.truncated == (completion.token_ids_T[-1] != 2)
         spans = (VersionSpan(policy_version=learner.version, start=0, stop=completion.num_completion_tokens),)
@@ -195,12 +204,11 @@ def test_what_it_reports_is_what_the_learner_computes(sampler: "Sampler", learne
 
 
 def test_log_probs_are_of_the_distribution_that_was_sampled_from(
-    make_sampler: Callable[[float], "Sampler"], learner: Learner
+    warm_engine: "Sampler", learner: Learner
 ) -> None:
     """At another temperature, and far from those at temperature 1: a learner that forgot it would notice."""
-    warm = make_sampler(0.7)
-    warm.pull_weights(learner.manifest())
-    completions = sample(warm, requests([3, 40]))
+    warm_engine.pull_weights(learner.manifest())
+    completions = sample(warm_engine, requests([3, 40]))
     assert largest_gap(learner, completions, temperature=0.7) < MAX_GAP
     assert largest_gap(learner, completions, temperature=1.0) > 0.1
 
@@ -344,3 +352,69 @@ def test_a_damaged_push_leaves_the_engine_fit_for_the_next(sampler: "Sampler", l
         sampler.pull_weights(manifest)
     sampler.pull_weights(learner.manifest())
     assert largest_gap(learner, sample(sampler, requests([5, 9]))) < MAX_GAP
+
+
+@pytest.fixture(params=["fake", "real"])
+def any_engine(request: pytest.FixtureRequest) -> Engine:
+    """Both engines that `EngineLoop` is tested with: what holds for one must hold for the other."""
+    if request.param == "real":
+        real: Sampler = request.getfixturevalue("sampler")
+        return real
+    fake = FakeEngine()
+    fake.steps.release(10_000)
+    return fake
+
+
+def test_contract_every_request_finishes_once_and_then_there_is_no_work(any_engine: Engine) -> None:
+    assert not any_engine.has_work
+    assert list(any_engine.step() if any_engine.has_work else []) == []
+    wanted = requests([3, 5, 8], seed=1)
+    for request in wanted:
+        any_engine.submit(request)
+    finished: list[Completion] = []
+    while any_engine.has_work:
+        finished += any_engine.step()
+    assert sorted(completion.request_id for completion in finished) == [r.request_id for r in wanted]
+
+
+def test_contract_a_refused_request_leaves_no_work(any_engine: Engine) -> None:
+    too_long = requests([MAX_MODEL_LEN])[0]  # which the fake tells by its seed, 0
+    with pytest.raises(ValueError):
+        any_engine.submit(too_long)
+    assert not any_engine.has_work
+
+
+def test_contract_a_loop_streams_to_each_caller_and_runs_calls_between_steps(any_engine: Engine) -> None:
+    loop = EngineLoop(any_engine)
+    try:
+        first, second = requests([3, 5], seed=1), requests([4], seed=20)
+        stream = loop.sample(first)
+        other = loop.sample([replace(second[0], request_id="other")])
+        assert loop.call(lambda: 42) == 42
+        assert sorted(completion.request_id for completion in stream) == [r.request_id for r in first]
+        assert [completion.request_id for completion in other] == ["other"]
+        with pytest.raises(ValueError):
+            list(loop.sample(requests([MAX_MODEL_LEN])))
+        assert len(list(loop.sample(first))) == 2
+    finally:
+        loop.close()
+    assert not any_engine.has_work
+
+
+def test_a_push_through_the_loop_meets_running_requests_between_two_steps(
+    sampler: "Sampler", learner: Learner
+) -> None:
+    loop = EngineLoop(sampler)
+    try:
+        stream = loop.sample(requests([3, 9, 20], seed=7))
+        learner.change()
+        manifest = learner.manifest()
+        assert loop.call(lambda: sampler.pull_weights(manifest)).probe_gap < MAX_GAP
+        completions = list(stream)
+        assert len(completions) == 3
+        assert {c.version_spans[-1].policy_version for c in completions} <= {
+            learner.version - 1,
+            learner.version,
+        }
+    finally:
+        loop.close()

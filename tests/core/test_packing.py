@@ -65,20 +65,27 @@ def test_a_row_can_be_taken_apart_again(parts: list[tuple[Int32s, Bools]]) -> No
 @settings(deadline=None)
 @given(sequences())
 def test_attention_sees_each_sequence_whole_and_alone(parts: list[tuple[Int32s, Bools]]) -> None:
-    """Buckets hold each sequence in one line, in order, and `restore_T` undoes the re-ordering."""
+    """Buckets hold each sequence in one line, in order, and `place_T` finds every token again."""
     row = pack_row(parts)
+    attention = row.attention
     starts = np.cumsum([0, *(len(ids) for ids, _ in parts)])
     wanted = {tuple(range(starts[i], starts[i + 1])) for i in range(len(parts))}
-    seen, flat = [], []
-    for bucket in row.attention.buckets:
-        for gather, valid in zip(bucket.gather_SL, bucket.valid_SL, strict=True):
-            seen.append(tuple(gather[valid].tolist()))
-        flat.append(bucket.gather_SL[bucket.valid_SL])
-        lengths = bucket.valid_SL.sum(1)
-        assert lengths.max() <= max(8, 2 * lengths.min())
+    assert torch.equal(attention.gather_P[attention.place_T], torch.arange(starts[-1]))
+    valid_P = torch.zeros(len(attention.gather_P), dtype=torch.bool)
+    valid_P[attention.place_T] = True
+    sizes = [sequences * length for sequences, length in attention.buckets]
+    seen = []
+    for shape, gather, valid in zip(
+        attention.buckets, attention.gather_P.split(sizes), valid_P.split(sizes), strict=True
+    ):
+        lines = list(zip(gather.view(shape), valid.view(shape), strict=True))
+        seen += [tuple(line[chosen].tolist()) for line, chosen in lines]
+        lengths = [int(chosen.sum()) for _, chosen in lines]
+        assert max(lengths) == shape[1]
+        assert max(lengths) <= max(8, 2 * min(lengths))
+        assert all(bool(chosen[: int(chosen.sum())].all()) for _, chosen in lines)  # padding comes last
     assert len(seen) == len(parts)
     assert set(seen) == wanted
-    assert torch.equal(torch.cat(flat)[row.attention.restore_T], torch.arange(starts[-1]))
 
 
 def test_a_row_worked_out_by_hand() -> None:

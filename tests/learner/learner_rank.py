@@ -241,8 +241,8 @@ SCENARIOS: dict[str, Scenario] = {
     **{f"resume-ppo-{stage}": resume(stage, PPO) for stage in range(4)},
     **{f"save-{stage}": save_model(stage) for stage in range(4)},
     **{f"nan-rloo-{poison}": poisoned(0, RLOO, poison) for poison in _POISONS},
-    **{f"nan-ppo-{poison}": poisoned(0, PPO, poison) for poison in _POISONS},
-    **{f"nan-zero2-{poison}": poisoned(2, RLOO, poison) for poison in _POISONS},
+    **{f"nan-ppo-{poison}": poisoned(0, PPO, poison) for poison in ("score", "gradient")},
+    **{f"nan-zero2-{poison}": poisoned(2, RLOO, poison) for poison in ("behavior", "gradient")},
 }
 
 

@@ -34,6 +34,8 @@ TWO_RANKS = (
 DEADLINE_S = 200
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
 """What float32 allows after three steps of Adam at 1e-3: sums over ranks are taken in another order."""
+NOISY_FRACTION, NOISE = 1e-4, 3e-4
+"""Adam divides a gradient by its size, so where that is rounding noise, so is a tenth of the way of 3 steps."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,10 @@ def facts(folder: Path, name: str, rank: int = 0) -> Any:
 def assert_same_weights(folder: Path, name: str, other: str) -> None:
     first, second = load_file(folder / f"{name}.safetensors"), load_file(folder / f"{other}.safetensors")
     assert first.keys() == second.keys()
-    torch.testing.assert_close(second, first, atol=ABSOLUTE, rtol=RELATIVE)
+    for key in first:
+        close = torch.isclose(second[key], first[key], atol=ABSOLUTE, rtol=RELATIVE)
+        assert (~close).sum() <= NOISY_FRACTION * close.numel(), key
+        assert (second[key] - first[key]).abs().max() < NOISE, key
 
 
 def test_three_steps_move_every_tensor_by_far_more_than_the_tolerance(results: Path) -> None:
@@ -171,7 +176,8 @@ def test_a_nan_among_the_rollouts_of_one_rank_stops_every_rank(results: Path, ra
 @pytest.mark.parametrize("name", ["save-0-world1", "save-3-world2"])
 def test_a_saved_model_loads_in_transformers_with_the_learners_weights(results: Path, name: str) -> None:
     weights = load_file(results / f"{name}.safetensors")
-    model, report = AutoModelForCausalLM.from_pretrained(results / f"{name}-model", output_loading_info=True)
+    auto: Any = AutoModelForCausalLM  # typed as if it always returned the model alone
+    model, report = auto.from_pretrained(results / f"{name}-model", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     named = dict(model.named_parameters())

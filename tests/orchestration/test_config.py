@@ -194,8 +194,8 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
         (["kl.controller=adaptive"], "kl.kl_target is not set: the adaptive controller"),
         (["algorithm.num_minibatches=4"], "algorithm.num_minibatches = 4: a mini-batch"),
         (
-            ["learner.world_size=13"],
-            "learner.world_size = 13: every rank needs a completion, and a step has 12",
+            ["learner.world_size=4"],
+            "learner.world_size = 4: a rank learns from whole prompts, and trainer.prompts_per_step is 3",
         ),
         (["rollout.max_new_tokens=256"], "rollout.max_new_tokens = 256: prompt and completion"),
         (["learner.token_budget=255"], "learner.token_budget = 255: a forward pass must hold"),
@@ -227,7 +227,7 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["rollout.group_size=2", "learner.world_size=6"],
+        ["rollout.group_size=2", "learner.world_size=3"],
         ["kl.kl_target=6.0"],
         ["kl.controller=adaptive", "kl.kl_target=6.0"],
         ["algorithm.num_minibatches=3"],

@@ -1,0 +1,134 @@
+"""Prompts: what is wrong with a file, who is held out, and in which order the others come."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.config import JsonLinesPrompts
+from actors.prompts import PromptStream, load_prompts
+from core.errors import UserError
+from core.messages import Prompt
+from tests.fakes import make_prompt
+
+
+class WordTokenizer:
+    """As many tokens as there are words."""
+
+    def __call__(self, text: list[str]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[len(word) for word in one.split()] for one in text]}
+
+
+def load(file: Path, *, num_heldout: int = 3, fraction: float = 0.5, **changes: Any) -> Any:
+    config = JsonLinesPrompts(kind="jsonl", path=str(file), heldout_fraction=fraction, **changes)
+    return load_prompts(
+        config, WordTokenizer(), data_folder=None, num_heldout=num_heldout, max_prompt_tokens=4
+    )
+
+
+def write(file: Path, *rows: Any) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Ten prompts, one of them twice."""
+    rows = [{"prompt": f"this is {index}", "rating": index} for index in range(10)]
+    return write(tmp_path / "prompts.jsonl", *rows, {"prompt": "this is 3", "rating": 3})
+
+
+def texts(prompts: list[Prompt]) -> set[str]:
+    return {prompt.text for prompt in prompts}
+
+
+def test_no_text_is_both_trained_on_and_held_out(file: Path) -> None:
+    training, heldout = load(file)
+    assert (len(training), len(heldout)) == (7, 3)
+    assert texts(training) | texts(heldout) == {f"this is {index}" for index in range(10)}
+    assert not texts(training) & texts(heldout)
+
+
+def test_who_is_held_out_does_not_depend_on_the_order_of_the_file(file: Path, tmp_path: Path) -> None:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "turned.jsonl").write_text("\n".join(reversed(lines)), encoding="utf-8")
+    first, turned = load(file), load(tmp_path / "turned.jsonl")
+    assert [[p.prompt_id for p in part] for part in first] == [[p.prompt_id for p in part] for part in turned]
+
+
+def test_the_held_out_share_is_bounded_by_number_and_by_fraction(file: Path) -> None:
+    assert len(load(file, num_heldout=5, fraction=0.2)[1]) == 2
+    assert len(load(file, num_heldout=1, fraction=0.9)[1]) == 1
+    assert len(load(file, num_heldout=5, fraction=0.01)[1]) == 1
+
+
+def test_a_prompt_keeps_its_tokens_and_its_other_columns(file: Path) -> None:
+    training, heldout = load(file)
+    for prompt in training + heldout:
+        assert prompt.token_ids.tolist() == [4, 2, 1]
+        assert prompt.token_ids.dtype == "int32"
+        assert prompt.columns == {"rating": int(prompt.text.split()[-1])}
+    assert len({prompt.prompt_id for prompt in training + heldout}) == 10
+
+
+def test_the_column_of_the_prompt_can_be_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "q.jsonl", {"question": "a b"}, {"question": "c d", "prompt": "x"})
+    training, heldout = load(file, num_heldout=1, column="question")
+    assert texts(training) | texts(heldout) == {"a b", "c d"}
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"prompt": "half', "not a JSON object"),
+        ('["a list"]', "a JSON list where an object was expected"),
+        ('{"question": "a b"}', "no column 'prompt'"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_file(tmp_path: Path, line: str, complaint: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a b"}\n\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"prompts\.jsonl:3: {complaint}"):
+        load(file)
+
+
+def test_a_missing_an_empty_and_a_single_prompt_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing\.jsonl: cannot be read"):
+        load(tmp_path / "missing.jsonl")
+    with pytest.raises(UserError, match=r"empty\.jsonl: the dataset has no rows"):
+        load(write(tmp_path / "empty.jsonl"))
+    with pytest.raises(UserError, match="1 different prompts; at least 2"):
+        load(write(tmp_path / "same.jsonl", {"prompt": "a"}, {"prompt": "a"}))
+
+
+@pytest.mark.parametrize(("text", "count"), [("one two three four five", 5), ("", 0)])
+def test_a_prompt_that_does_not_fit_is_named(tmp_path: Path, text: str, count: int) -> None:
+    file = write(tmp_path / "prompts.jsonl", {"prompt": "a b"}, {"prompt": text})
+    with pytest.raises(UserError, match=f"prompt '{text}' has {count} tokens; between 1 and 4 fit"):
+        load(file, num_heldout=1)
+    write(file, {"prompt": "a b"}, {"prompt": "one two three four"})
+    load(file, num_heldout=1)
+
+
+PROMPTS = [make_prompt(text=str(index)) for index in range(11)]
+
+
+@given(st.integers(0, 2**40), st.integers(0, 20))
+def test_every_epoch_brings_every_prompt_once(seed: int, epoch: int) -> None:
+    stream = PromptStream(PROMPTS, seed=seed)
+    seen = [stream[position].text for position in range(epoch * 11, (epoch + 1) * 11)]
+    assert sorted(seen) == sorted(prompt.text for prompt in PROMPTS)
+    again = PromptStream(PROMPTS, seed=seed)
+    assert [again[position].text for position in reversed(range(epoch * 11, (epoch + 1) * 11))] == seen[::-1]
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = {
+        tuple(PromptStream(PROMPTS, seed=seed)[epoch * 11 + place].text for place in range(11))
+        for seed in range(4)
+        for epoch in range(4)
+    }
+    assert len(orders) == 16

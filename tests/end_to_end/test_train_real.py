@@ -1,0 +1,374 @@
+"""`leash train` on a tiny random model, by subprocess and with every part real: vLLM, Ray, DeepSpeed.
+
+Starting the workers of a run takes half a minute, so a few runs serve many tests.
+"""
+
+import json
+import socket
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.end_to_end.leash_process import BIN, Ended, LeashProcess, leash, records
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
+
+STEPS = 10
+STOP_AFTER = 4
+DEADLINE_S = 240
+"""For one run: twice what the slowest took on two busy cores."""
+
+RECIPE = """\
+name = "tiny"
+
+[model]
+path = "{model}"
+max_model_len = 64
+
+[prompts]
+kind = "jsonl"
+path = "{prompts}"
+heldout_fraction = 0.5
+
+[[rewards]]
+kind = "function"
+name = "letter_e"
+function = "tests.end_to_end.reward_functions:letter_e"
+
+[rollout]
+workers = 2
+group_size = 8
+max_new_tokens = 8
+resources = {{ num_cpus = 0.2, threads = 1 }}
+
+[reference]
+resources = {{ num_cpus = 0.2, threads = 1 }}
+
+[algorithm]
+kind = "rloo"
+
+[kl]
+kl_coef = 0.002
+controller = "adaptive"
+kl_target = 20.0
+
+[learner]
+world_size = 2
+zero_stage = 2
+learning_rate = 1e-3
+resources = {{ num_cpus = 0.2, threads = 1 }}
+
+[trainer]
+steps = {steps}
+prompts_per_step = 4
+heldout_prompts = 20
+"""
+PPO = """\
+[[rewards]]
+kind = "model"
+name = "taste"
+path = "{reward_model}"
+resources = {{ num_cpus = 0.2, threads = 1 }}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that went to its end."""
+
+    folder: Path
+    ended: Ended
+    left_behind: list[str]
+    live_metrics: str
+    """What /metrics said while it ran."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        return summary
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    file.write_text(RECIPE.format(model=tiny_model, prompts=prompts_file, steps=STEPS), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run of most tests: two rollout workers, two learner ranks, to its end without a break."""
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    process = leash("train", recipe, "--run", folder, log=folder.with_suffix(".log"))
+    process.wait_until(lambda: len(records(folder)) >= 2, DEADLINE_S)
+    url = (folder / "metrics-url.txt").read_text(encoding="utf-8").strip()
+    with urllib.request.urlopen(url, timeout=10) as response:
+        live_metrics = response.read().decode()
+    ended = process.wait(DEADLINE_S)
+    return Finished(folder, ended, process.left_behind(), live_metrics)
+
+
+@pytest.fixture(scope="module")
+def resumed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, list[str], Finished]:
+    """The same run, stopped by SIGTERM in the middle and resumed: how each part ended."""
+    folder = tmp_path_factory.mktemp("runs") / "interrupted"
+    process = leash("train", recipe, "--run", folder, log=folder.with_suffix(".log"))
+    process.wait_until(lambda: len(records(folder)) >= STOP_AFTER, DEADLINE_S)
+    process.terminate()
+    stopped = process.wait(60)
+    left = process.left_behind() + [name for name in ("summary.json", "model") if (folder / name).exists()]
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    left += [name for name in checkpoints if not name.startswith("step-") or "." in name]
+    assert len(checkpoints) == 1, checkpoints
+    process = leash("train", recipe, "--run", folder, "--resume", log=folder.with_suffix(".resumed.log"))
+    ended = process.wait(DEADLINE_S)
+    return stopped, left, Finished(folder, ended, process.left_behind(), "")
+
+
+def test_it_ends_well_and_leaves_no_process_behind(run: Finished) -> None:
+    assert run.ended.code == 0, run.ended.output[-4000:]
+    assert run.left_behind == []
+    assert "Traceback" not in run.ended.output
+
+
+def test_the_reward_rises_far_above_noise(run: Finished) -> None:
+    before, after = run.summary["reward_before"], run.summary["reward_after"]
+    assert before["count"] == after["count"] == 20
+    error = ((before["std"] ** 2 + after["std"] ** 2) / before["count"]) ** 0.5
+    assert after["mean"] - before["mean"] > 4 * error
+    scores = [record["score_mean"] for record in records(run.folder)]
+    assert sum(scores[-3:]) > 1.5 * sum(scores[:3])
+
+
+def test_the_summary_has_every_figure(run: Finished) -> None:
+    summary = run.summary
+    for name in ("reward_before", "reward_after"):
+        assert summary[name].keys() == {"mean", "std", "count"}
+    matched = summary["reward_at_matched_length"]
+    assert matched["after"]["mean"] > matched["before"]["mean"]
+    assert summary["kl_target"] == 20.0
+    assert summary["kl_nats_per_sequence"] > 0
+    assert 1 <= summary["completion_tokens_before"] <= 8
+    assert 1 <= summary["completion_tokens_after"] <= 8
+    assert summary["reward_model_pairwise_accuracy"] == {}  # a function is no reward model
+    assert 0 < summary["seconds_per_step"] < summary["seconds_to_first_step"] < summary["seconds_total"]
+    assert summary["tokens_per_second"] > 0
+    assert 0 < summary["copy_s"] < summary["weight_push_s"] < summary["seconds_per_step"]
+    assert summary["logprob_gap_max"] < 1e-3
+    assert summary["probe_gap_max"] < 1e-3
+    assert {"learner-0", "learner-1", "rollout-0", "rollout-1", "reference-0"} <= summary[
+        "peak_memory_bytes"
+    ].keys()
+    assert all(size > 2**26 for size in summary["peak_memory_bytes"].values())
+    assert summary["seed"] == 0
+    assert {"leash", "ray", "torch", "deepspeed", "transformers"} <= summary["versions"].keys()
+
+
+def test_metrics_are_served_while_it_runs(run: Finished) -> None:
+    samples = dict(
+        line.rsplit(" ", 1) for line in run.live_metrics.splitlines() if line and not line.startswith("#")
+    )
+    assert 2 <= float(samples["leash_steps_total"]) <= STEPS
+    assert float(samples["leash_policy_version"]) == float(samples["leash_steps_total"])
+    assert float(samples["leash_logprob_gap_max"]) < 1e-3
+    assert float(samples['leash_reward{source="letter_e"}']) > 0
+    assert float(samples['leash_worker_memory_bytes{worker="rollout-1"}']) > 2**26
+
+
+def test_the_run_folder_holds_what_it_promises(run: Finished) -> None:
+    assert [record["step"] for record in records(run.folder)] == list(range(1, STEPS + 1))
+    assert {record["lag"] for record in records(run.folder)} == {0}
+    for name in ("recipe.toml", "run.json", "heldout-before.jsonl", "heldout-after.jsonl", "before-after.md"):
+        assert (run.folder / name).stat().st_size > 0, name
+    samples = sorted((run.folder / "samples").iterdir())
+    assert len(samples) == STEPS
+    assert all(len(file.read_text(encoding="utf-8").splitlines()) == 32 for file in samples)
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == [f"step-{STEPS:06d}"]
+    assert not list(run.folder.rglob("*.unfinished"))
+
+
+def test_both_rollout_workers_and_all_prompts_take_part(run: Finished) -> None:
+    rows = [
+        json.loads(line)
+        for file in sorted((run.folder / "samples").iterdir())
+        for line in file.read_text(encoding="utf-8").splitlines()
+    ]
+    assert len({row["prompt"] for row in rows}) == 20  # the training half, more than two epochs of it
+    heldout = {
+        json.loads(line)["prompt"]
+        for line in (run.folder / "heldout-before.jsonl").read_text(encoding="utf-8").splitlines()
+    }
+    assert not heldout & {row["prompt"] for row in rows}
+
+
+def test_the_saved_model_loads_in_transformers(run: Finished) -> None:
+    auto: Any = AutoModelForCausalLM  # typed as if it always returned the model alone
+    model, report = auto.from_pretrained(run.folder / "model", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    text = AutoTokenizer.from_pretrained(run.folder / "model")("The film is", return_tensors="pt")
+    assert model.generate(**text, max_new_tokens=3, do_sample=False).shape[1] > text["input_ids"].shape[1]
+
+
+def test_sigterm_ends_a_run_cleanly_with_a_checkpoint(resumed: tuple[Ended, list[str], Finished]) -> None:
+    stopped, left, _ = resumed
+    assert stopped.code == 130, stopped.output[-4000:]
+    assert "--resume" in stopped.output
+    assert "Traceback" not in stopped.output
+    assert left == []
+
+
+def test_a_resumed_run_goes_on_as_if_nothing_had_happened(
+    run: Finished, resumed: tuple[Ended, list[str], Finished]
+) -> None:
+    *_, again = resumed
+    assert again.ended.code == 0, again.ended.output[-4000:]
+    assert again.left_behind == []
+    assert [record["step"] for record in records(again.folder)] == list(range(1, STEPS + 1))
+    for one, other in zip(records(run.folder), records(again.folder), strict=True):
+        assert other["score_mean"] == pytest.approx(one["score_mean"], abs=1e-9)
+        assert other["sampled_tokens"] == one["sampled_tokens"]
+        assert other["kl_coef"] == pytest.approx(one["kl_coef"], rel=1e-6)
+        for name in ("policy_loss", "kl_nats_per_sequence", "gradient_norm"):
+            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), (one["step"], name)
+    assert again.summary["reward_before"] == run.summary["reward_before"]
+    assert again.summary["reward_after"]["mean"] == pytest.approx(
+        run.summary["reward_after"]["mean"], abs=1e-6
+    )
+
+
+def test_ppo_trains_a_value_model_from_the_reward_model(
+    run: Finished, recipe: Path, tiny_reward_model: Path, tmp_path: Path
+) -> None:
+    """And its policy is what the first run saved: vLLM loads it too."""
+    ppo = tmp_path / "ppo.toml"
+    rewards = recipe.read_text(encoding="utf-8") + PPO.format(reward_model=tiny_reward_model)
+    ppo.write_text(rewards, encoding="utf-8")
+    process = leash(
+        *(
+            "train",
+            ppo,
+            'algorithm={kind = "ppo", num_minibatches = 2}',
+            f"model.path={run.folder / 'model'}",
+        ),
+        *("rollout.workers=1", "learner.world_size=1", "learner.zero_stage=0", "trainer.steps=3"),
+        *("kl.kl_target=none", "kl.controller=fixed", "trainer.max_lag=1", "--run", tmp_path / "run"),
+        log=tmp_path / "log",
+    )
+    ended = process.wait(DEADLINE_S)
+    assert ended.code == 0, ended.output[-4000:]
+    assert process.left_behind() == []
+    found = records(tmp_path / "run")
+    assert [record["step"] for record in found] == [1, 2, 3]
+    assert all(record["value_loss"] > 0 and record["value_gradient_norm"] > 0 for record in found)
+    assert {record["lag"] for record in found} <= {0, 1}
+    # With a lag the behavior log-probs are of an older policy, so only the first step compares like with like.
+    assert found[0]["logprob_gap_max"] < 1e-3
+    assert all(record["reward_taste"] != 0 for record in found)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["rewards_by_source"].keys() == {"letter_e", "taste"}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A running Ray cluster on this machine that asks for a token; the environment of whoever may use it."""
+    home = tempfile.TemporaryDirectory(prefix="leash-ray-")  # short: sockets are in it
+    token = Path(home.name) / "token"
+    token.write_text("0123456789abcdef" * 4, encoding="utf-8")
+    token.chmod(0o600)
+    port, dashboard = free_port(), free_port()
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_TMPDIR": home.name,
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    options = [
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        "--dashboard-host=127.0.0.1",
+        "--num-cpus=3",
+    ]
+    head = LeashProcess(
+        [str(BIN / "ray"), "start", "--head", "--block", "--object-store-memory=200000000", *options],
+        tmp_path_factory.mktemp("ray") / "head.log",
+        environment=environment,
+    )
+    try:
+        head.wait_until(lambda: answers(dashboard) and answers(port), 60)
+        yield environment | {"dashboard": f"http://127.0.0.1:{dashboard}"}
+    finally:
+        head.terminate()
+        try:
+            head.wait(30)
+        finally:
+            head.kill()
+            home.cleanup()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_ray_job_does_the_same(recipe: Path, cluster: dict[str, str], tmp_path: Path) -> None:
+    environment = {name: value for name, value in cluster.items() if name.startswith("RAY_")}
+    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster["dashboard"], "--working-dir", "."]
+    train = [
+        "leash",
+        "train",
+        str(recipe),
+        "trainer.steps=2",
+        "rollout.workers=1",
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    process = LeashProcess([*submit, "--", *train], tmp_path / "log", environment=environment)
+    ended = process.wait(DEADLINE_S)
+    assert ended.code == 0, ended.output[-4000:]
+    assert "succeeded" in ended.output
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 2]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["logprob_gap_max"] < 1e-3
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+def test_a_job_with_bad_input_fails_with_the_same_message(
+    recipe: Path, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    environment = {name: value for name, value in cluster.items() if name.startswith("RAY_")}
+    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster["dashboard"], "--working-dir", "."]
+    train = ["leash", "train", str(recipe), "learner.resources.num_cpus=40", "--run", str(tmp_path / "run")]
+    process = LeashProcess([*submit, "--", *train], tmp_path / "log", environment=environment)
+    ended = process.wait(90)
+    assert ended.code != 0
+    assert "the cluster has 3 CPU" in ended.output
+
+
+def test_without_an_address_a_run_has_a_ray_of_its_own(
+    recipe: Path, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    """Not that of whoever else runs one on this machine, with other resources and another token."""
+    environment = {name: value for name, value in cluster.items() if name.startswith("RAY_")}
+    process = leash(
+        *("train", recipe, "learner.resources.num_cpus=4000", "--run", tmp_path / "run"),
+        log=tmp_path / "log",
+        environment=environment,
+    )
+    ended = process.wait(90)
+    assert ended.code == 2, ended.output[-4000:]
+    assert "asks Ray for 8000.7 CPU" in ended.output
+    assert "the cluster has 3 CPU" not in ended.output

@@ -1,0 +1,136 @@
+"""From rollout groups to a batch, shares of ranks, minibatches, and packed rows and back.
+
+Dimension key: B rollouts, T completion tokens (padded), N trained tokens of a packed row.
+"""
+
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.messages import RolloutGroup
+from learner.batch import make_batch, share_of_rank, split_minibatches
+from tests.fakes import make_completion, make_group, make_prompt, make_rollout
+
+SIZES = st.lists(
+    st.lists(st.one_of(st.integers(1, 6), st.just(60)), min_size=1, max_size=4), min_size=1, max_size=8
+)
+"""Completion lengths of the rollouts of each group."""
+
+
+def make_groups(sizes: list[list[int]]) -> list[RolloutGroup]:
+    """Every completion token has an id, behavior and reference log-prob of its own."""
+    groups, token = [], 0
+    for number, lengths in enumerate(sizes):
+        prompt = make_prompt(*range(900, 901 + number % 3))
+        rollouts = []
+        for length in lengths:
+            ids = range(token, token + length)
+            completion = make_completion(*ids, prompt=prompt, behavior=[-float(i) for i in ids])
+            rollouts.append(make_rollout(completion, score=token + 0.5, reference=[-2.0 * i for i in ids]))
+            token += length
+        groups.append(make_group(str(number), rollouts))
+    return groups
+
+
+def test_a_batch_worked_out_by_hand() -> None:
+    batch = make_batch(make_groups([[1, 3], [2]]))
+    assert len(batch) == 3
+    assert batch.group_ids_B.tolist() == [0, 0, 1]
+    assert batch.scores_B.tolist() == [0.5, 1.5, 4.5]
+    assert batch.mask_BT.tolist() == [[True, False, False], [True, True, True], [True, True, False]]
+    assert batch.behavior_logprobs_BT.tolist() == [[0, 0, 0], [-1, -2, -3], [-4, -5, 0]]
+    assert batch.reference_logprobs_BT.tolist() == [[0, 0, 0], [-2, -4, -6], [-8, -10, 0]]
+    assert [ids.tolist() for ids, _ in batch.sequences] == [[900, 0], [900, 1, 2, 3], [900, 901, 4, 5]]
+
+
+def test_a_completion_without_a_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="no completion token"):
+        make_batch(make_groups([[2, 0]]))
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(8, 100), st.randoms(use_true_random=False))
+def test_packed_rows_hold_what_the_batch_holds_and_give_it_back(
+    sizes: list[list[int]], token_budget: int, random: Random
+) -> None:
+    batch = make_batch(make_groups(sizes))
+    members = list(range(len(batch)))
+    random.shuffle(members)
+    kept = members[: max(1, len(members) - 1)]
+    rebuilt_BT = torch.full(batch.mask_BT.shape, 77.0)
+    seen = []
+    for row_members, row in batch.rows(kept, token_budget):
+        seen += row_members
+        behavior_N = batch.select(batch.behavior_logprobs_BT, row_members)
+        assert behavior_N.tolist() == [-float(token) for token in row.target_ids_N]
+        batch.scatter(behavior_N, row_members, rebuilt_BT)
+    assert sorted(seen) == sorted(kept)
+    assert torch.equal(rebuilt_BT[sorted(kept)], batch.behavior_logprobs_BT[sorted(kept)])
+    for left_out in set(members) - set(kept):
+        assert (rebuilt_BT[left_out] == 77.0).all()
+
+
+def test_scatter_takes_the_type_of_its_target() -> None:
+    batch = make_batch(make_groups([[2, 1]]))
+    into_BT = torch.zeros(batch.mask_BT.shape)
+    batch.scatter(torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16), [1, 0], into_BT)
+    assert into_BT.tolist() == [[2.0, 3.0], [1.0, 0.0]]
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(1, 4))
+def test_every_group_goes_whole_to_one_rank(sizes: list[list[int]], world_size: int) -> None:
+    groups = make_groups(sizes)
+    shares = [share_of_rank(groups, rank, world_size) for rank in range(world_size)]
+    assert sorted(int(group.group_id) for share in shares for group in share) == list(range(len(groups)))
+    for share in shares:
+        assert [int(g.group_id) for g in share] == sorted(int(g.group_id) for g in share)
+    loads = [sum(group.num_tokens for group in share) for share in shares]
+    # Greedy: a rank got its last group when it was the lightest.
+    assert max(loads) - min(loads) <= max(group.num_tokens for group in groups)
+    if len(groups) >= world_size:
+        assert min(loads) > 0
+
+
+def test_shares_worked_out_by_hand() -> None:
+    """Groups of 10, 4, 4 and 3 tokens for two ranks: the long one alone, the others together."""
+    groups = make_groups([[3], [9], [2], [3]])
+    groups = [
+        make_group(g.group_id, [make_rollout(make_completion(*range(n), prompt=make_prompt(1)))])
+        for g, n in zip(groups, (3, 9, 2, 3), strict=True)
+    ]
+    assert [group.num_tokens for group in groups] == [4, 10, 3, 4]
+    names = [[group.group_id for group in share_of_rank(groups, rank, 2)] for rank in (0, 1)]
+    assert names == [["1"], ["0", "2", "3"]]
+
+
+@settings(deadline=None)
+@given(SIZES, st.data(), st.integers(0, 2**32))
+def test_minibatches_hold_every_rollout_once_and_groups_whole(
+    sizes: list[list[int]], data: st.DataObject, seed: int
+) -> None:
+    batch = make_batch(make_groups(sizes))
+    count = data.draw(st.integers(1, len(sizes)))
+    parts = split_minibatches(batch, count, seed=(seed, 1))
+    assert len(parts) == count
+    assert sorted(member for part in parts for member in part) == list(range(len(batch)))
+    groups_of_parts = [{int(batch.group_ids_B[member]) for member in part} for part in parts]
+    assert sum(map(len, groups_of_parts)) == len(sizes)  # none in two parts
+    assert max(map(len, groups_of_parts)) - min(map(len, groups_of_parts)) <= 1
+    assert split_minibatches(batch, count, seed=(seed, 1)) == parts
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    batch = make_batch(make_groups([[1]] * 20))
+    orders = {str(split_minibatches(batch, 4, seed=(0, 0, epoch))) for epoch in range(5)}
+    assert len(orders) == 5
+
+
+def test_padding_is_never_selected() -> None:
+    batch = make_batch(make_groups([[1, 4]]))
+    poisoned_BT = torch.where(batch.mask_BT, batch.behavior_logprobs_BT, torch.nan)
+    assert not np.isnan(batch.select(poisoned_BT, [1, 0]).numpy()).any()

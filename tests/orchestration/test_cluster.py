@@ -1,0 +1,81 @@
+"""What a recipe runs and asks for. Ray is not started."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from orchestration import cluster
+from orchestration.cluster import workers_of
+from orchestration.config import Recipe
+from orchestration.recipe import load_recipe
+
+RECIPE = """
+name = "tiny"
+[model]
+path = "asset:tiny"
+[prompts]
+kind = "movie-reviews"
+[rollout]
+workers = 2
+resources = { num_cpus = 1.5, num_gpus = 1.0 }
+[learner]
+world_size = 2
+resources = { num_cpus = 2.0 }
+[[rewards]]
+kind = "function"
+name = "length"
+function = "rewards:length"
+replicas = 2
+[[rewards]]
+kind = "model"
+name = "small"
+path = "small"
+weight = 0.5
+[[rewards]]
+kind = "model"
+name = "large"
+path = "large"
+weight = 2.0
+[algorithm]
+kind = "ppo"
+[trainer]
+steps = 2
+prompts_per_step = 4
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    return load_recipe(tmp_path / "tiny.toml")
+
+
+def test_every_process_of_a_recipe_has_a_name_and_a_bundle(recipe: Recipe) -> None:
+    workers = workers_of(recipe)
+    assert {worker.name: worker.bundle for worker in workers} == {
+        "learner-0": {"CPU": 2.0},
+        "learner-1": {"CPU": 2.0},
+        "rollout-0": {"CPU": 1.5, "GPU": 1.0},
+        "rollout-1": {"CPU": 1.5, "GPU": 1.0},
+        "reference-0": {"CPU": 0.25},
+        "reward-length-0": {"CPU": 0.1},
+        "reward-length-1": {"CPU": 0.1},
+        "reward-small-0": {"CPU": 0.25},
+        "reward-large-0": {"CPU": 0.25},
+    }
+    assert len({worker.name for worker in workers}) == len(workers)
+
+
+def test_a_cluster_that_is_too_small_is_refused_at_once(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    with pytest.raises(UserError, match="asks Ray for 7.95 CPU, 2 GPU, but the cluster has 4 CPU, 0 GPU"):
+        asyncio.run(cluster._reserve(workers_of(recipe), 1.0))
+
+
+def test_the_value_model_starts_from_the_reward_model_with_the_largest_weight(recipe: Recipe) -> None:
+    paths = {"reward-small": Path("small"), "reward-large": Path("large")}
+    assert cluster._value_model_path(recipe, paths) == Path("large")

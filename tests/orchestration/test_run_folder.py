@@ -1,0 +1,159 @@
+"""What a run leaves on disk, when it is killed at the worst moment and gone on with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from orchestration import run_folder
+from orchestration.config import Recipe
+from orchestration.recipe import load_recipe
+from orchestration.run_folder import RunFolder, write_atomically
+
+RECIPE = """
+name = "tiny"
+[model]
+path = "asset:tiny"
+[prompts]
+kind = "movie-reviews"
+[[rewards]]
+kind = "function"
+name = "length"
+function = "rewards:length"
+[algorithm]
+kind = "rloo"
+[trainer]
+steps = 2
+prompts_per_step = 3
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    return load_recipe(tmp_path / "tiny.toml")
+
+
+@pytest.fixture
+def folder(recipe: Recipe, tmp_path: Path) -> RunFolder:
+    return RunFolder.create(recipe, tmp_path / "run")
+
+
+def checkpoint(folder: RunFolder, step: int, content: str = "weights") -> Path:
+    unfinished = folder.begin_checkpoint(step)
+    (unfinished / "state.pt").write_text(content, encoding="utf-8")
+    return folder.commit_checkpoint(unfinished)
+
+
+def test_a_new_run_keeps_its_recipe_and_versions_first(folder: RunFolder, recipe: Recipe) -> None:
+    assert load_recipe(folder.path / "recipe.toml") == recipe
+    kept = json.loads((folder.path / "run.json").read_text(encoding="utf-8"))
+    assert kept.keys() == {"versions", "commit"}
+    assert "torch" in kept["versions"]
+
+
+def test_a_folder_holds_one_run(folder: RunFolder, recipe: Recipe) -> None:
+    with pytest.raises(UserError, match="holds a run already. Add --resume"):
+        RunFolder.create(recipe, folder.path)
+
+
+def test_a_run_is_resumed_with_its_own_settings_only(folder: RunFolder, tmp_path: Path) -> None:
+    same = load_recipe(tmp_path / "tiny.toml")
+    assert RunFolder.reopen(same, folder.path).path == folder.path
+    other = load_recipe(tmp_path / "tiny.toml", ["trainer.steps=3"])
+    with pytest.raises(UserError, match=r"other settings than these.*recipe.toml"):
+        RunFolder.reopen(other, folder.path)
+    with pytest.raises(UserError, match="no run to resume"):
+        RunFolder.reopen(same, tmp_path / "elsewhere")
+
+
+def test_a_checkpoint_counts_once_it_is_whole(folder: RunFolder) -> None:
+    assert folder.latest_checkpoint() is None
+    unfinished = folder.begin_checkpoint(5)
+    (unfinished / "state.pt").write_text("half", encoding="utf-8")
+    assert folder.latest_checkpoint() is None  # killed here, there is none
+    assert folder.commit_checkpoint(unfinished) == folder.latest_checkpoint()
+
+
+def test_the_newest_checkpoint_is_found_and_kept_alone(folder: RunFolder) -> None:
+    for step in (9, 10, 100):
+        last = checkpoint(folder, step)
+        assert folder.latest_checkpoint() == last == folder.path / "checkpoints" / f"step-{step:06d}"
+    assert list((folder.path / "checkpoints").iterdir()) == [last]
+
+
+def test_of_two_whole_checkpoints_the_newer_one_counts(folder: RunFolder) -> None:
+    """Killed after the rename, before the older one was removed."""
+    newer = checkpoint(folder, 10)
+    (folder.path / "checkpoints" / "step-000009").mkdir()
+    assert folder.latest_checkpoint() == newer
+
+
+def test_leftovers_of_a_killed_run_are_not_taken_for_a_checkpoint_nor_mixed_into_one(
+    folder: RunFolder,
+) -> None:
+    whole = checkpoint(folder, 5)
+    (folder.begin_checkpoint(10) / "half").write_text("", encoding="utf-8")
+    assert folder.latest_checkpoint() == whole
+    again = folder.begin_checkpoint(10)
+    assert list(again.iterdir()) == []
+    assert folder.latest_checkpoint() == whole
+    folder.commit_checkpoint(again)
+    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["step-000010"]
+
+
+@pytest.mark.parametrize("step", [5, 6], ids=["same step again", "next step"])
+def test_a_crash_while_the_disk_is_written_leaves_the_last_checkpoint(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    whole = checkpoint(folder, 5, "old")
+
+    def crash(path: Path) -> None:
+        raise OSError("killed")
+
+    monkeypatch.setattr(run_folder, "_fsync_tree", crash)
+    with pytest.raises(OSError, match="killed"):
+        checkpoint(folder, step, "new")
+    assert folder.latest_checkpoint() == whole
+    assert (whole / "state.pt").read_text(encoding="utf-8") == "old"
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "summary.json"
+    write_atomically(file, "old")
+
+    def crash(path: Path, target: Path) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", crash)
+        with pytest.raises(OSError, match="killed"):
+            write_atomically(file, "new")
+    assert file.read_text(encoding="utf-8") == "old"
+    write_atomically(file, "new")
+    assert file.read_text(encoding="utf-8") == "new"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def lines(*steps: int) -> str:
+    return "".join(json.dumps({"step": step, "score": step / 2}) + "\n" for step in steps)
+
+
+def test_records_after_the_checkpoint_are_cut(folder: RunFolder) -> None:
+    file = folder.path / "metrics.jsonl"
+    assert folder.cut_records_after(3) == []
+    file.write_text(lines(1, 2, 3, 4, 5), encoding="utf-8")
+    kept = folder.cut_records_after(3)
+    assert kept == [{"step": step, "score": step / 2} for step in (1, 2, 3)]
+    assert file.read_text(encoding="utf-8") == lines(1, 2, 3)
+    assert folder.cut_records_after(0) == []
+    assert file.read_text(encoding="utf-8") == ""
+
+
+@pytest.mark.parametrize("num_bytes", [1, 9, 12, len(lines(4)) - 1])
+def test_a_line_that_was_being_written_is_dropped(folder: RunFolder, num_bytes: int) -> None:
+    file = folder.path / "metrics.jsonl"
+    file.write_text(lines(1, 2, 3) + lines(4)[:num_bytes], encoding="utf-8")
+    assert [record["step"] for record in folder.cut_records_after(3)] == [1, 2, 3]
+    assert file.read_text(encoding="utf-8") == lines(1, 2, 3)

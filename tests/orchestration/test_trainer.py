@@ -1,0 +1,282 @@
+"""The loop over the real queue and rollout pool, with fake workers and a clock without waiting."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from actors.prompts import PromptStream
+from actors.rollout import RolloutPool, WeightedReward
+from core.errors import WorkerError
+from core.messages import RolloutGroup, SampleRequest
+from core.weights import WeightManifest
+from orchestration.config import DeadlinesConfig
+from orchestration.trainer import Trainer
+from tests.fakes import (
+    FakePullReport,
+    FakeSampler,
+    FakeScorer,
+    flat_reference,
+    make_manifest,
+    make_prompt,
+    run_virtually,
+)
+
+PROMPTS = [make_prompt(index + 1, text=f"prompt {index}") for index in range(7)]
+PROMPTS_PER_STEP = 3
+GROUP_SIZE = 2
+
+
+class FakeLearner:
+    """Counts its steps, and remembers what it trained on."""
+
+    def __init__(self, version: int = 0, *, fails_at: int = -1) -> None:
+        self.version = version
+        self.trained_on: list[list[RolloutGroup]] = []
+        self.lags: list[int] = []
+        self._fails_at = fails_at
+
+    async def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        if self.version == self._fails_at:
+            raise WorkerError("learner-0 died")
+        self.trained_on.append(list(groups))
+        self.lags += [self.version - group.policy_version for group in groups]
+        await asyncio.sleep(1.0)
+        self.version += 1
+        return {"policy_loss": float(self.version)}
+
+    async def pack_weights(self) -> tuple[WeightManifest, dict[str, float]]:
+        await asyncio.sleep(0.1)
+        return make_manifest(self.version), {"pack_s": 0.1}
+
+
+class Events:
+    """The trainer's observer."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.timings: list[dict[str, float]] = []
+        self.versions: list[int] = []
+        self.learning: list[dict[str, float]] = []
+
+    def phase(self, name: str) -> None:
+        self.events.append(name)
+
+    def step(
+        self,
+        version: int,
+        groups: Sequence[RolloutGroup],
+        learning: dict[str, float],
+        timing: dict[str, float],
+    ) -> None:
+        assert len(groups) == PROMPTS_PER_STEP
+        self.events.append(f"step {version}")
+        self.versions.append(version)
+        self.learning.append(learning)
+        self.timings.append(timing)
+
+
+def heavy_tailed(request: SampleRequest) -> float:
+    """Seconds to sample a completion: one in 23 groups takes a hundred times longer."""
+    return 100.0 if request.seed // 1000 % 23 == 5 else 1.0 + request.seed % 7 / 10
+
+
+class Loop:
+    """A trainer with everything that it drives."""
+
+    def __init__(
+        self,
+        *,
+        max_lag: int = 0,
+        start: int = 0,
+        seed: int = 0,
+        fails_at: int = -1,
+        rollout_s: float = 1e6,
+        delay_s: Callable[[SampleRequest], float] = heavy_tailed,
+    ) -> None:
+        self.samplers = [
+            FakeSampler(name, delay_s=delay_s, version=start) for name in ("rollout-0", "rollout-1")
+        ]
+        self.learner = FakeLearner(start, fails_at=fails_at)
+        self.observer = Events()
+        self.start = start
+        rewards = {"one": WeightedReward(server=FakeScorer(lambda completion: 1.0), weight=1.0)}
+        self.trainer = Trainer(
+            pool=RolloutPool(self.samplers, FakeScorer(flat_reference), rewards),
+            learner=self.learner,
+            prompts=PromptStream(PROMPTS, seed=seed),
+            observer=self.observer,
+            prompts_per_step=PROMPTS_PER_STEP,
+            group_size=GROUP_SIZE,
+            max_lag=max_lag,
+            seed=seed,
+            deadlines=DeadlinesConfig(rollout_s=rollout_s),
+        )
+
+    def train(self, stop: int, after_step: Callable[[int], Awaitable[None]] | None = None) -> int:
+        async def nothing(version: int) -> None:
+            self.observer.events.append(f"after {version}")
+
+        return run_virtually(
+            self.trainer.train(start=self.start, stop=stop, after_step=after_step or nothing)
+        )
+
+    @property
+    def drawn(self) -> list[tuple[str, str, list[int]]]:
+        """Id, prompt and seeds of every group that was trained on (a fake completion is its seed)."""
+        return [
+            (
+                group.group_id,
+                group.prompt.text,
+                [int(rollout.completion.token_ids_T[-1]) for rollout in group.rollouts],
+            )
+            for step in self.learner.trained_on
+            for group in step
+        ]
+
+
+def test_synchronous_training_samples_every_group_with_the_weights_of_its_step() -> None:
+    loop = Loop(max_lag=0)
+    assert loop.train(20) == 20
+    groups = [group for step in loop.learner.trained_on for group in step]
+    assert [group.policy_version for group in groups] == [k // PROMPTS_PER_STEP for k in range(60)]
+    assert all(len(r.completion.version_spans) == 1 for group in groups for r in group.rollouts)
+    assert set(loop.learner.lags) == {0}
+    assert loop.observer.versions == list(range(1, 21))
+    assert [sampler.version for sampler in loop.samplers] == [20, 20]
+
+
+@pytest.mark.parametrize("max_lag", [1, 3])
+def test_the_lag_keeps_to_its_bound_and_makes_use_of_it(max_lag: int) -> None:
+    loop = Loop(max_lag=max_lag)
+    assert loop.train(60) == 60
+    assert max(loop.learner.lags) == max_lag
+    assert min(loop.learner.lags) >= 0
+    assert [name for name, _, _ in loop.drawn] == [f"group-{k}" for k in range(180)]
+
+
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_a_step_is_told_in_order(max_lag: int) -> None:
+    loop = Loop(max_lag=max_lag)
+    loop.train(2)
+    assert loop.observer.events == [
+        *("rollout", "learn", "push", "step 1", "after 1"),
+        *("rollout", "learn", "push", "step 2", "after 2"),
+    ]
+    assert [learning["policy_loss"] for learning in loop.observer.learning] == [1.0, 2.0]
+
+
+def test_after_a_step_every_rollout_worker_has_its_weights() -> None:
+    loop = Loop(max_lag=2)
+    held = []
+
+    async def look(version: int) -> None:
+        held.append((version, [sampler.version for sampler in loop.samplers]))
+
+    loop.train(4, look)
+    assert held == [(version, [version, version]) for version in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_prompts_and_seeds_are_the_same_in_every_run(max_lag: int) -> None:
+    """At any lag, and however long the rollouts take."""
+    reference, other = Loop(max_lag=0), Loop(max_lag=max_lag, delay_s=lambda request: request.seed % 5)
+    reference.train(5)
+    other.train(5)
+    assert other.drawn == reference.drawn
+    seeds = [seed for _, _, of_group in reference.drawn for seed in of_group]
+    assert len(set(seeds)) == len(seeds) == 5 * PROMPTS_PER_STEP * GROUP_SIZE
+    different = Loop(seed=1)
+    different.train(5)
+    assert not {seed for _, _, of_group in different.drawn for seed in of_group} & set(seeds)
+    assert [text for _, text, _ in different.drawn] != [text for _, text, _ in reference.drawn]
+
+
+def test_a_resumed_run_goes_on_with_the_prompts_and_seeds_of_an_unbroken_one() -> None:
+    unbroken, first, second = Loop(max_lag=1), Loop(max_lag=1), Loop(max_lag=1, start=3)
+    unbroken.train(6)
+    first.train(3)
+    assert second.train(6) == 6
+    assert first.drawn + second.drawn == unbroken.drawn
+    assert second.observer.versions == [4, 5, 6]
+
+
+@pytest.mark.parametrize("max_lag", [0, 3])
+def test_nothing_is_sampled_that_no_step_will_train_on(max_lag: int) -> None:
+    loop = Loop(max_lag=max_lag)
+
+    async def save_slowly(version: int) -> None:
+        await asyncio.sleep(1000.0)
+
+    loop.train(4, save_slowly)
+    sampled = sum(len(sampler.requests) for sampler in loop.samplers)
+    assert sampled == 4 * PROMPTS_PER_STEP * GROUP_SIZE
+
+
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_told_to_stop_it_finishes_the_step_and_leaves_nothing_running(max_lag: int) -> None:
+    loop = Loop(max_lag=max_lag)
+
+    async def stop_during_third_step() -> tuple[int, int]:
+        async def after(version: int) -> None:
+            loop.observer.events.append(f"after {version}")
+            if version == 2:
+                asyncio.get_running_loop().call_later(0.5, loop.trainer.stop)
+
+        reached = await loop.trainer.train(start=0, stop=100, after_step=after)
+        return reached, len(asyncio.all_tasks()) - 1
+
+    assert run_virtually(stop_during_third_step()) == (3, 0)
+    assert loop.observer.events[-2:] == ["step 3", "after 3"]
+    assert [sampler.num_running for sampler in loop.samplers] == [0, 0]
+
+
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_an_error_of_the_learner_surfaces_and_leaves_nothing_running(max_lag: int) -> None:
+    loop = Loop(max_lag=max_lag, fails_at=2)
+    with pytest.raises(WorkerError, match="learner-0 died"):
+        loop.train(10)
+    assert loop.observer.events[-1] == "learn"
+    assert loop.observer.versions == [1, 2]
+    assert [sampler.num_running for sampler in loop.samplers] == [0, 0]
+
+
+def test_an_error_of_a_rollout_surfaces() -> None:
+    def fail_at_group_4(request: SampleRequest) -> float:
+        if request.seed // 1000 == 4:
+            raise WorkerError("rollout-1 died")
+        return 1.0
+
+    loop = Loop(delay_s=fail_at_group_4)
+    with pytest.raises(WorkerError, match="^rollout-1 died$"):
+        loop.train(10)
+    assert loop.observer.versions == [1]
+
+
+def test_an_error_after_a_step_surfaces() -> None:
+    async def disk_full(version: int) -> None:
+        raise OSError("no space left")
+
+    loop = Loop()
+    with pytest.raises(OSError, match="no space left"):
+        loop.train(10, disk_full)
+    assert loop.observer.versions == [1]
+
+
+def test_late_rollouts_end_the_run_with_their_number() -> None:
+    loop = Loop(rollout_s=30.0)  # group 5 takes 100 seconds
+    with pytest.raises(WorkerError, match="1 of 3 groups .* within 30 s"):
+        loop.train(10)
+    assert loop.observer.versions == [1]
+
+
+def test_the_slowest_pull_and_the_largest_gap_are_reported() -> None:
+    loop = Loop()
+    loop.samplers[0].report = FakePullReport(load_s=1.0, verify_s=5.0, probe_gap=1e-6)
+    loop.samplers[1].report = FakePullReport(load_s=3.0, verify_s=1.0, probe_gap=2e-6)
+    loop.train(1)
+    wanted: dict[str, Any] = {"pack_s": 0.1, "load_s": 1.0, "verify_s": 5.0, "probe_gap": 2e-6}
+    timing = loop.observer.timings[0]
+    assert {name: timing[name] for name in wanted} == wanted
+    assert {"rollout_s", "learn_s", "push_s"} <= timing.keys()
