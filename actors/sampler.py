@@ -139,15 +139,17 @@ class Sampler:
         token_ids = manifest.probe_token_ids_T.tolist()
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
         self._engine.add_request(PROBE_ID, {"prompt_token_ids": token_ids}, params)
-        while True:
-            for output in self._decode():
-                if output.request_id == PROBE_ID and output.finished:
-                    assert output.prompt_logprobs is not None, "the probe asks for them"
-                    scores = output.prompt_logprobs[1:]
-                    values = [_logprob(scores[i], token) for i, token in enumerate(token_ids[1:])]
-                    return np.array([0.0, *values], dtype=np.float32)
-                if output.finished:
+        probe: RequestOutput | None = None
+        while probe is None:
+            for output in self._decode():  # to the end of the step: others may finish in the probe's own
+                if output.finished and output.request_id == PROBE_ID:
+                    probe = output
+                elif output.finished:
                     self._finished_during_pull.append(self._completion(output))
+        assert probe.prompt_logprobs is not None, "the probe asks for them"
+        scores = probe.prompt_logprobs[1:]
+        values = [_logprob(scores[i], token) for i, token in enumerate(token_ids[1:])]
+        return np.array([0.0, *values], dtype=np.float32)
 
     def _decode(self) -> Iterator[RequestOutput]:
         """One step of the engine: what it has to say of each request."""

@@ -158,7 +158,11 @@ def main() -> None:
     if arguments.profile:
         profile(learner, bare.side(arguments.bare[0]))
     else:
-        sides = [matrix_peak, learner, *(bare.side(name) for name in arguments.bare)]
+        sides: list[Callable[[], Round]] = [
+            matrix_peak,
+            learner,
+            *(bare.side(name) for name in arguments.bare),
+        ]
         report(interleave(sides, rounds=arguments.rounds), row, useful_flops(learner.engine.module, row))
     leave_group()
 

@@ -8,6 +8,7 @@ is left. Ours: `EngineLoop.sample`, which submits from another thread and makes 
 
 import argparse
 import time
+from typing import Any
 
 from benchmarks.measuring import Round, enter_worker_environment, interleave, print_table, summary
 
@@ -56,7 +57,7 @@ class Sides:
             )
             prompt = {"prompt_token_ids": request.prompt.token_ids.tolist()}
             self._engine.add_request(request.request_id, prompt, params)  # type: ignore[arg-type]
-        outputs = []
+        outputs: list[Any] = []
         while self._engine.has_unfinished_requests():
             outputs += [output for output in self._engine.step() if output.finished]
         seconds = time.perf_counter() - started

@@ -36,12 +36,12 @@ def serve_engine(pipe: Connection) -> None:
     from orchestration.assets import resolve_model
 
     spent_s: Counter[str] = Counter()
-    patched: Any = weight_pull
-    patched.map_buffer = _timed(weight_pull.map_buffer, "map", spent_s)
-    patched.digest = _timed(weight_pull.digest, "digest", spent_s)
-    patched.initialize_layerwise_reload = _timed(weight_pull.initialize_layerwise_reload, "prepare", spent_s)
-    patched.finalize_layerwise_reload = _timed(weight_pull.finalize_layerwise_reload, "finish", spent_s)
-    engine_class: Any = weight_pull.SharedMemoryEngine
+    patched: Any = weight_pull  # its parts get a stopwatch
+    patched.map_buffer = _timed(patched.map_buffer, "map", spent_s)
+    patched.digest = _timed(patched.digest, "digest", spent_s)
+    patched.initialize_layerwise_reload = _timed(patched.initialize_layerwise_reload, "prepare", spent_s)
+    patched.finalize_layerwise_reload = _timed(patched.finalize_layerwise_reload, "finish", spent_s)
+    engine_class: Any = patched.SharedMemoryEngine
     engine_class._repack_tied_heads = _timed(engine_class._repack_tied_heads, "repack_head", spent_s)
     path = resolve_model("asset:smollm2-135m-instruct")
     sampler = Sampler(path, ModelConfig(path=str(path), max_model_len=128), RolloutConfig())
@@ -95,6 +95,7 @@ class Push:
             value_model=None,
             temperature=1.0,
             seed=0,
+            num_steps=100,
         )
         probe = np.array(PROBE_TOKEN_IDS, dtype=np.int32)
         self._push = WeightPush(self._learner, rank=0, probe_token_ids_T=probe, max_probe_gap=MAX_PROBE_GAP)
@@ -125,7 +126,7 @@ class Push:
     def _move_weights(self) -> None:
         """As an optimizer step would: every weight a little, so that each push carries other bytes."""
         self._learner.policy_version += 1
-        for _, parameter in self._learner.policy.full_parameters():
+        for _, parameter in self._learner.policy.full_parameters(lambda _: True):
             parameter.mul_(1 + 1e-6)
 
 

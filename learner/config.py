@@ -27,6 +27,8 @@ class LearnerConfig(Section):
     """Peak learning rate of the policy."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly from 0."""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """After the warm-up: stay at the peak, or fall linearly to 0 at the last step."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW's decay of the mean of gradients."""
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)

@@ -57,6 +57,7 @@ class Learner:
         value_model: ZeroEngine | None,
         temperature: float,
         seed: int,
+        num_steps: int,
     ) -> None:
         assert (value_model is not None) == isinstance(algorithm, PPOConfig)
         self._rank = rank
@@ -66,6 +67,7 @@ class Learner:
         self._kl = kl
         self._temperature = temperature
         self._seed = seed
+        self._num_steps = num_steps
         self.lora = config.lora
         self.policy = policy
         self.value_model = value_model
@@ -90,7 +92,7 @@ class Learner:
         metrics |= {name: updates[0][name] for name in ("logprob_gap_max", "logprob_gap_mean")}
         metrics |= {
             "kl_coef": self.kl_controller.kl_coef,
-            "learning_rate": self._warmed_up(self._config.learning_rate),
+            "learning_rate": self._scheduled(self._config.learning_rate),
         }
         self._adapt_kl(groups)
         self.policy_version += 1
@@ -144,9 +146,9 @@ class Learner:
         ]
         metrics = {name: float(value) for name, value in combine_metrics(all_gather(parts)).items()}
         if self._trains_policy:
-            metrics["gradient_norm"] = self.policy.step(self._warmed_up(self._config.learning_rate))
+            metrics["gradient_norm"] = self.policy.step(self._scheduled(self._config.learning_rate))
         if isinstance(self._algorithm, PPOConfig) and self.value_model is not None:
-            learning_rate = self._warmed_up(self._algorithm.value_learning_rate)
+            learning_rate = self._scheduled(self._algorithm.value_learning_rate)
             metrics["value_gradient_norm"] = self.value_model.step(learning_rate)
         return metrics
 
@@ -203,9 +205,13 @@ class Learner:
     def _trains_policy(self) -> bool:
         return self.policy_version >= getattr(self._algorithm, "value_warmup_steps", 0)
 
-    def _warmed_up(self, peak: float) -> float:
-        warmup = self._config.warmup_steps
-        return peak * min(1.0, (self.policy_version + 1) / (warmup + 1))
+    def _scheduled(self, peak: float) -> float:
+        """The learning rate of the present step."""
+        step, warmup = self.policy_version, self._config.warmup_steps
+        warmed_up = peak * min(1.0, (step + 1) / (warmup + 1))
+        if self._config.lr_schedule == "constant":
+            return warmed_up
+        return warmed_up * min(1.0, max(0, self._num_steps - step) / max(1, self._num_steps - warmup))
 
     def _adapt_kl(self, groups: Sequence[RolloutGroup]) -> None:
         kl_nats = [rollout.kl_nats for group in groups for rollout in group.rollouts]

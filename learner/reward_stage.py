@@ -39,7 +39,6 @@ def train_reward_model(
     model_path: Path,
     data_folder: Path,
     folder: Path,
-    seed: int,
     report: Callable[[str], None],
 ) -> dict[str, float]:
     """Write the reward model, an ordinary sequence classifier, into `folder`; its held-out figures."""
@@ -55,7 +54,7 @@ def train_reward_model(
     _write_backbone(model_path, folder, num_layers=config.num_layers)
     train_SF = _features(folder, train, config.token_budget, report)
     heldout_SF = _features(folder, heldout, config.token_budget, report)
-    head_F = _fit_head(train_SF, train, config, seed=seed)
+    head_F = _fit_head(train_SF, train, config)
     _write_head(folder, head_F)
     scores_S = heldout_SF @ head_F
     ratings_S = torch.tensor([row.rating for row in heldout])
@@ -122,12 +121,12 @@ def _features(
 
 
 def _fit_head(
-    features_SF: torch.Tensor, rows: Sequence[RatedText], config: RewardModelConfig, *, seed: int
+    features_SF: torch.Tensor, rows: Sequence[RatedText], config: RewardModelConfig
 ) -> torch.Tensor:
     """[F]: the head that makes the better rated snippet of each pair score higher."""
     ratings_S = torch.tensor([row.rating for row in rows])
     scale_F = features_SF.std(0)
-    chosen_P, rejected_P = _draw_pairs(ratings_S, config, seed=seed)
+    chosen_P, rejected_P = _draw_pairs(ratings_S, config)
     difference_PF = (features_SF[chosen_P] - features_SF[rejected_P]) / scale_F
     head_F = torch.zeros(features_SF.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS([head_F], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
@@ -143,11 +142,9 @@ def _fit_head(
     return (head_F / scale_F).detach()
 
 
-def _draw_pairs(
-    ratings_S: torch.Tensor, config: RewardModelConfig, *, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw_pairs(ratings_S: torch.Tensor, config: RewardModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """([P], [P]): the better and the worse rated of each pair. Raises `UserError` if the ratings give too few."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(config.split_seed)
     drawn = (2, DRAWS_PER_PAIR * config.num_pairs)
     first, second = torch.randint(len(ratings_S), drawn, generator=generator)
     far_apart = ratings_S[first] - ratings_S[second] >= config.min_rating_difference

@@ -31,6 +31,8 @@ class LearnerSetup:
     kl: KLConfig
     temperature: float
     seed: int
+    num_steps: int
+    """Steps of the whole training, which the learning-rate schedule is laid over."""
     probe_token_ids_T: Int32s
     max_probe_gap: float
     deadline_s: float
@@ -82,6 +84,7 @@ class LearnerWorker:
             value_model=value_model,
             temperature=setup.temperature,
             seed=setup.seed,
+            num_steps=setup.num_steps,
         )
         self._push = WeightPush(
             self._learner,

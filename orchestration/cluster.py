@@ -173,6 +173,7 @@ async def _start(
         kl=recipe.kl,
         temperature=recipe.rollout.temperature,
         seed=recipe.seed,
+        num_steps=recipe.trainer.steps,
         probe_token_ids_T=probe_token_ids_T,
         max_probe_gap=recipe.weight_push.max_probe_gap,
         deadline_s=deadlines.start_s,

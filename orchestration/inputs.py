@@ -58,10 +58,9 @@ def train_reward_model(recipe: Recipe) -> Path:
     """The folder of the recipe's reward model, trained if the cache does not have it. Prints its figures."""
     assert recipe.reward_model is not None
     model_path = resolve_model(recipe.model.path)
-    key = json.dumps([recipe.reward_model.model_dump(), str(model_path), recipe.seed], sort_keys=True)
-    folder = (
-        cache_folder() / "reward-models" / f"{recipe.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    )
+    key = json.dumps([recipe.reward_model.model_dump(), str(model_path)], sort_keys=True)
+    name = f"{recipe.reward_model.data}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder = cache_folder() / "reward-models" / name
     if not (folder / "metrics.json").is_file():
         # torch's training side; a run whose reward model is cached does not need it here.
         from learner.reward_stage import train_reward_model as train_into
@@ -74,7 +73,6 @@ def train_reward_model(recipe: Recipe) -> Path:
             model_path=model_path,
             data_folder=asset_path(RATINGS.name),
             folder=unfinished,
-            seed=recipe.seed,
             report=lambda text: print(text, flush=True),
         )
         unfinished.rename(folder)

@@ -73,6 +73,7 @@ class Rank:
             value_model=value_model,
             temperature=1.0,
             seed=0,
+            num_steps=100,
         )
 
     def groups(self, step: int) -> list[RolloutGroup]:
