@@ -1,4 +1,4 @@
-"""The two kinds of failure that Leash tells apart from its own bugs."""
+"""The kinds of failure that Leash tells apart from its own bugs."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class WorkerError(RuntimeError):
     """Another process failed or did not answer in time. The message names it; the command exits with 1."""
+
+
+class NonFiniteError(WorkerError):
+    """A loss, gradient or weight is NaN or infinite. Raised before the weights change."""

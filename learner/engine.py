@@ -15,17 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from core.errors import UserError
+from core.errors import NonFiniteError, UserError
 from learner.config import LearnerConfig
 
 T = TypeVar("T")
 
 GATHER_BYTES = 64 * 2**20
 """ZeRO-3 gathers parameters for a push in buckets of about this size, so that no rank holds a second model."""
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss, gradient or weight is NaN or infinite. Raised before the weights change."""
 
 
 def join_group(*, rank: int, world_size: int, address: str, port: int, deadline_s: float) -> None:
@@ -85,6 +81,9 @@ class ZeroEngine:
     def __init__(self, module: nn.Module, config: LearnerConfig, *, dtype: str) -> None:
         self._stage = config.zero_stage
         self._dtype: torch.dtype = getattr(torch, dtype)
+        # Without sharding or bfloat16 DeepSpeed would clip too, but not tell the norm: it would be taken twice.
+        self._clips_itself = config.zero_stage == 0 and self._dtype == torch.float32
+        self._gradient_clip = config.gradient_clip
         if config.gradient_checkpointing:
             module.model.gradient_checkpointing_enable()  # type: ignore[union-attr,operator]
         module.train()  # from_pretrained leaves it in eval mode, where checkpointing silently does nothing
@@ -96,7 +95,9 @@ class ZeroEngine:
             fused=True,
         )
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=_deepspeed_config(config, self._dtype)
+            model=module,
+            optimizer=optimizer,
+            config=_deepspeed_config(config, self._dtype, clips_itself=self._clips_itself),
         )
         if config.zero_stage == 0 and dist.get_world_size() == 1:
             # Left on, DeepSpeed copies all gradients into one buffer and back for a sum over one rank.
@@ -122,12 +123,15 @@ class ZeroEngine:
         Raises `NonFiniteError` for a loss or a gradient that is not finite; the weights are unchanged.
         DeepSpeed averages over ranks, and losses are normalised over all of them: hence the factor.
         """
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"the loss is {float(loss)}")
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * dist.get_world_size())
-        if self._broken_gradient:
-            raise NonFiniteError("a gradient is not finite, although the loss is")
+        # Together, or the ranks without the NaN would step on the gradient that they share.
+        broken = self._broken_gradient or not bool(torch.isfinite(loss))
+        if all_reduce_max(int(broken)):
+            raise NonFiniteError(
+                f"a loss or gradient is not finite (loss on this rank: {float(loss)}); the weights are "
+                "those from before the step. Lower the learning rate, or look for rewards that explode."
+            )
         if not last:
             self._engine.step()  # only counts the micro-batch
 
@@ -135,7 +139,7 @@ class ZeroEngine:
         """Clip, update the weights, and give the gradient's norm before clipping."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        own_norm = self._unsharded_norm() if self._stage == 0 else None
+        own_norm = self._clip_unsharded() if self._clips_itself else None
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if own_norm is None else own_norm)
 
@@ -162,10 +166,9 @@ class ZeroEngine:
         if path is None:
             raise UserError(f"{folder / tag}: no checkpoint of this learner's world size and ZeRO stage")
 
-    def _unsharded_norm(self) -> float:
-        """Without sharding DeepSpeed clips and does not tell the norm; ranks hold the same gradient by now."""
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    def _clip_unsharded(self) -> float:
+        """Clip, and give the norm before. Ranks hold the same gradient by now."""
+        return float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._gradient_clip))
 
     def _check_gradient(self, gradient: torch.Tensor) -> None:
         self._broken_gradient |= not bool(torch.isfinite(gradient).all())
@@ -193,12 +196,12 @@ def _full_numel(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _deepspeed_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
+def _deepspeed_config(config: LearnerConfig, dtype: torch.dtype, *, clips_itself: bool) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {"stage": config.zero_stage},
         "bf16": {"enabled": dtype == torch.bfloat16},
-        "gradient_clipping": config.gradient_clip,
+        "gradient_clipping": 0.0 if clips_itself else config.gradient_clip,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }

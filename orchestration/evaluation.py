@@ -14,8 +14,8 @@ import numpy as np
 from actors.rollout import RolloutPool
 from core.messages import Completion, Prompt, Rollout
 
-EVALUATION_SEED = 7_000_000_000
-"""Far from every training seed (see `orchestration.trainer`)."""
+EVALUATION_SEED = 2**60
+"""Beyond every training seed (see `orchestration.trainer`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from core.errors import UserError
 from core.metrics import DURATION_BUCKETS_S, METRICS, Metric
+from orchestration.run_folder import jsonable
 
 Family = TypeVar("Family", Counter, Gauge, Histogram)
 
@@ -66,7 +66,7 @@ class MetricsHub:
 
     def record_step(self, path: Path, record: Mapping[str, object]) -> None:
         """Append one step's figures to a file of JSON lines; what is not finite becomes null."""
-        line = json.dumps({key: _jsonable(value) for key, value in record.items()}, allow_nan=False) + "\n"
+        line = json.dumps(jsonable(record), allow_nan=False) + "\n"
         _cut_unfinished_line(path)
         with path.open("a", encoding="utf-8") as file:
             file.write(line)
@@ -102,13 +102,6 @@ class MetricsHub:
                 return Gauge(*arguments, registry=self._registry)
             case "histogram":
                 return Histogram(*arguments, buckets=DURATION_BUCKETS_S, registry=self._registry)
-
-
-def _jsonable(value: object) -> object:
-    """The value, without the NaN and infinity that JSON has no way to write."""
-    if isinstance(value, Mapping):
-        return {key: _jsonable(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cut_unfinished_line(path: Path) -> None:

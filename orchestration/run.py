@@ -4,7 +4,6 @@ The loop itself is `orchestration/trainer.py`.
 """
 
 import asyncio
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from orchestration.evaluation import (
 from orchestration.inputs import RunInputs
 from orchestration.interrupts import Interrupts
 from orchestration.metrics_hub import MetricsHub
-from orchestration.run_folder import RunFolder, write_atomically
+from orchestration.run_folder import RunFolder, write_atomically, write_json
 from orchestration.run_log import RunLog
 from orchestration.summary import run_figures
 from orchestration.terminal import TerminalView, before_after_markdown, before_after_table
@@ -137,7 +136,7 @@ class Run:
             seconds_to_first_step=self._seconds_to_first_step,
             seconds_total=time.perf_counter() - self._started,
         )
-        write_atomically(self._folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_json(self._folder.path / "summary.json", summary)
         rows = table_rows(comparison)
         write_atomically(self._folder.path / "before-after.md", before_after_markdown(rows, summary))
         self._view.stop()

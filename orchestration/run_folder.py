@@ -8,10 +8,12 @@ checkpoints/step-N/   to go on from                model/            the trained
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,18 @@ def write_atomically(file: Path, text: str) -> None:
     unfinished = file.with_name(file.name + ".unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.rename(file)
+
+
+def write_json(file: Path, content: Mapping[str, object]) -> None:
+    """The content as JSON; NaN and infinity, which JSON has no way to write, become null."""
+    write_atomically(file, json.dumps(jsonable(content), indent=2, allow_nan=False) + "\n")
+
+
+def jsonable(value: object) -> object:
+    """The value, without NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: jsonable(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:

@@ -66,10 +66,10 @@ def _teach_words(model: LlamaForCausalLM, tokenizer: Any) -> None:
     words = "".join(f" {word}" for word in SPOKEN.split())
     token_ids = [tokenizer.eos_token_id, *tokenizer(words)["input_ids"]]
     with torch.no_grad():
-        for layer in model.model.layers:  # quiet enough to leave the feature in the residual stream
-            layer.self_attn.o_proj.weight.mul_(0.1)
-            layer.mlp.down_proj.weight.mul_(0.1)
-        embeddings = model.get_input_embeddings().weight
+        for name, parameter in model.named_parameters():
+            if "o_proj" in name or "down_proj" in name:  # quiet enough to leave the feature in place
+                parameter.mul_(0.1)
+        embeddings: Any = model.get_input_embeddings().weight
         embeddings[:, 0] = 0
         embeddings[token_ids, 0] = SPOKEN_LOGIT
 

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from core.errors import NonFiniteError
 from core.messages import Completion, Prompt, Rollout, RolloutGroup, VersionSpan
 from core.models import load_policy, load_scalar_model
 from core.packing import pack_row
 from learner import checkpoint
 from learner.config import AlgorithmConfig, KLConfig, LearnerConfig, PPOConfig, RLOOConfig
-from learner.engine import NonFiniteError, ZeroEngine, join_group, leave_group
+from learner.engine import ZeroEngine, join_group, leave_group
 from learner.learner import Learner
 
 VOCABULARY = 512

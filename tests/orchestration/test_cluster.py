@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import UserError
+from core.errors import UserError, WorkerError
 from orchestration import cluster
 from orchestration.cluster import workers_of
 from orchestration.config import Recipe
 from orchestration.recipe import load_recipe
+from tests.fakes import run_virtually
 
 RECIPE = """
 name = "tiny"
@@ -79,3 +80,36 @@ def test_a_cluster_that_is_too_small_is_refused_at_once(
 def test_the_value_model_starts_from_the_reward_model_with_the_largest_weight(recipe: Recipe) -> None:
     paths = {"reward-small": Path("small"), "reward-large": Path("large")}
     assert cluster._value_model_path(recipe, paths) == Path("large")
+
+
+def test_of_several_workers_that_fail_the_clear_reason_counts() -> None:
+    async def fail(error: Exception, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        raise error
+
+    starts = (fail(WorkerError("rollout-0 died"), 1), fail(UserError("another architecture"), 9))
+    with pytest.raises(UserError, match="another architecture"):
+        run_virtually(cluster._all_up(*starts, asyncio.sleep(500)))
+
+
+def test_a_worker_that_fails_alone_is_not_waited_past_for_long() -> None:
+    ended: list[str] = []
+
+    async def hang() -> None:
+        try:
+            await asyncio.sleep(500)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    async def fail() -> None:
+        raise WorkerError("rollout-0 died")
+
+    async def start() -> float:
+        with pytest.raises(WorkerError, match="rollout-0 died"):
+            await cluster._all_up(fail(), hang())
+        await asyncio.sleep(0)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(start()) == pytest.approx(cluster.CLEARER_REASON_S)
+    assert ended == ["cancelled"]

@@ -157,3 +157,23 @@ def test_a_line_that_was_being_written_is_dropped(folder: RunFolder, num_bytes: 
     file.write_text(lines(1, 2, 3) + lines(4)[:num_bytes], encoding="utf-8")
     assert [record["step"] for record in folder.cut_records_after(3)] == [1, 2, 3]
     assert file.read_text(encoding="utf-8") == lines(1, 2, 3)
+
+
+def test_bad_input_before_the_first_step_leaves_the_folder_to_the_corrected_recipe(
+    folder: RunFolder, recipe: Recipe
+) -> None:
+    (folder.path / "samples").mkdir()
+    (folder.path / "metrics-url.txt").write_text("http://x\n", encoding="utf-8")
+    folder.discard_if_untrained()
+    assert not folder.path.exists()
+    RunFolder.create(recipe, folder.path)
+
+
+def test_bad_input_takes_back_neither_training_nor_what_others_wrote(folder: RunFolder) -> None:
+    (folder.path / "notes.txt").write_text("mine", encoding="utf-8")
+    (folder.path / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+    folder.discard_if_untrained()
+    assert (folder.path / "recipe.toml").is_file()
+    (folder.path / "metrics.jsonl").unlink()
+    folder.discard_if_untrained()
+    assert [path.name for path in folder.path.iterdir()] == ["notes.txt"]
