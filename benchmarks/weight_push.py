@@ -138,6 +138,7 @@ def main() -> None:
     pipe, far_end = context.Pipe()
     child = context.Process(target=serve_engine, args=(far_end,), daemon=True)
     child.start()
+    far_end.close()  # or the death of the child would go unnoticed
     push = Push(pipe)
     try:
         assert pipe.recv() == "ready"
