@@ -133,7 +133,8 @@ class Learner:
         assert self.value_model is not None
         values_BT = torch.zeros(batch.mask_BT.shape)
         for members, row in self._rows(batch, range(len(batch))):
-            batch.scatter(self.value_model(row).cpu(), members, values_BT)
+            values_N = self.value_model(row.to(self.value_model.device)).cpu()
+            batch.scatter(values_N, members, values_BT)
         return values_BT
 
     def _update(self, batch: Batch, targets: Targets, members: Sequence[int]) -> dict[str, float]:

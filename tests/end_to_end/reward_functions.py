@@ -1,4 +1,4 @@
-"""Reward functions that the end-to-end runs name in their recipes: one to learn, and some that misbehave."""
+"""Reward functions that the end-to-end runs name in their recipes: one to learn, and one that fails."""
 
 from typing import Any
 
@@ -10,11 +10,3 @@ def letter_e(prompts: list[str], completions: list[str], **columns: Any) -> list
 
 def raises(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     raise KeyError("no such table")
-
-
-def not_a_number(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    return [float("nan")] * len(completions)
-
-
-def one_too_few(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    return [0.0] * (len(completions) - 1)

@@ -84,16 +84,8 @@ def test_a_reward_model_with_another_tokenizer(recipe: Path, tiny_reward_model: 
     assert "its tokenizer is not the one of" in error
 
 
-@pytest.mark.parametrize(
-    ("function", "said"),
-    [
-        ("raises", "raises raised KeyError: 'no such table'"),
-        ("not_a_number", "returned nan for completion 0"),
-        ("one_too_few", "rewards for"),
-    ],
-)
-def test_a_reward_function_that_misbehaves_ends_a_live_run(
-    recipe: Path, tmp_path: Path, function: str, said: str
-) -> None:
-    override = f"rewards.0.function={REWARDS}:{function}"
-    assert said in refused(recipe, tmp_path, override, *ONE_OF_EACH, deadline_s=RUN_S)
+def test_a_reward_function_that_raises_ends_a_live_run(recipe: Path, tmp_path: Path) -> None:
+    """What else a function can do wrong is in tests/actors/test_rewards.py."""
+    override = f"rewards.0.function={REWARDS}:raises"
+    error = refused(recipe, tmp_path, override, *ONE_OF_EACH, deadline_s=RUN_S)
+    assert "raises raised KeyError: 'no such table'" in error

@@ -46,9 +46,9 @@ def folder(tmp_path: Path) -> Path:
         num_key_value_heads=2,
         tie_word_embeddings=True,
         initializer_range=0.2,
-        num_labels=1,
         pad_token_id=0,
     )
+    config.num_labels = 1
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "policy")
     LlamaForSequenceClassification(config).save_pretrained(tmp_path / "value")
