@@ -63,8 +63,8 @@ def _into_buckets(tensor_THD: torch.Tensor, packing: PackedAttention) -> list[to
 class _Spread(torch.autograd.Function):
     """[T, ...] -> [P, ...]: every token to its place. Backward takes what lies there, without adding up.
 
-    That is exact, and cheaper than index_select's own sum over places: the gradient at padding is zero, because
-    no token attends to the padding behind it, and `_Collect` leaves out what padding attends to.
+    No sum over places, as index_select's own backward would take, and exact all the same: the gradient at
+    padding is zero, because no token attends to the padding behind it, and `_Collect` drops what padding gives.
     """
 
     @staticmethod
