@@ -52,7 +52,6 @@ _DECLARED = (
         ("side",),
     ),
     Metric("leash_approx_kl", "gauge", "nats", "KL per token of the policy from itself before the step"),
-    Metric("leash_entropy", "gauge", "nats", "Entropy of the policy per sampled token"),
     Metric("leash_gradient_norm", "gauge", "", "Norm of the policy's gradient before clipping"),
     Metric("leash_value_gradient_norm", "gauge", "", "Norm of the value model's gradient before clipping"),
     Metric("leash_learning_rate", "gauge", "", "Learning rate of the policy"),
