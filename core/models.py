@@ -34,7 +34,7 @@ class TokenLogprobs(nn.Module):
 
     def forward(self, row: PackedRow, temperature: float = 1.0) -> torch.Tensor:
         """[N] float32, nats. Logits are computed where a trained token is predicted and nowhere else."""
-        logits_NV = self.model.get_output_embeddings()(_hidden_states(self.model, row)[row.predicting_N])
+        logits_NV = self.model.get_output_embeddings()(hidden_states(self.model, row)[row.predicting_N])
         logits_NV = logits_NV.float() if temperature == 1.0 else logits_NV.float() / temperature
         return -F.cross_entropy(logits_NV, row.target_ids_N, reduction="none")
 
@@ -57,7 +57,7 @@ class ScalarModel(nn.Module):
     def _scores(self, row: PackedRow, positions: torch.Tensor) -> torch.Tensor:
         head = self.model.score
         assert isinstance(head, nn.Module)
-        scores: torch.Tensor = head(_hidden_states(self.model, row)[positions]).float()
+        scores: torch.Tensor = head(hidden_states(self.model, row)[positions]).float()
         return scores[:, 0]
 
 
@@ -65,9 +65,16 @@ hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
 
 
-def final_hidden_states(model: PreTrainedModel, row: PackedRow) -> torch.Tensor:
-    """[S, hidden]: the features that a scalar head on the last token sees."""
-    return _hidden_states(model, row)[row.last_S]
+def hidden_states(model: PreTrainedModel, row: PackedRow) -> torch.Tensor:
+    """[T, hidden] after the final norm: what a head sees."""
+    output = model.base_model(
+        input_ids=row.token_ids_T[None],
+        position_ids=row.position_ids_T[None],
+        use_cache=False,
+        packing=row.attention,
+    )
+    hidden_TF: torch.Tensor = output.last_hidden_state[0]
+    return hidden_TF
 
 
 def load_policy(path: Path, dtype: str) -> TokenLogprobs:
@@ -103,18 +110,6 @@ def tokenizer_digest(path: Path) -> str:
     content = json.loads(tokenizer.read_text(encoding="utf-8"))
     relevant = {key: content.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
-
-
-def _hidden_states(model: PreTrainedModel, row: PackedRow) -> torch.Tensor:
-    """[T, hidden] after the final norm."""
-    output = model.base_model(
-        input_ids=row.token_ids_T[None],
-        position_ids=row.position_ids_T[None],
-        use_cache=False,
-        packing=row.attention,
-    )
-    hidden_states: torch.Tensor = output.last_hidden_state[0]
-    return hidden_states
 
 
 def _read_config(path: Path) -> PreTrainedConfig:

@@ -120,6 +120,9 @@ class RewardModelConfig(Section):
     """Rated snippets to learn from."""
     heldout_snippets: int = Field(default=1000, ge=2)
     """Rated snippets to report accuracy on."""
+    cut_copies: int = Field(default=0, ge=0)
+    """So many copies of each snippet, cut after a random token, are learned from as well: completions end at
+    `max_new_tokens`, in the middle of a sentence, and the value model judges every prefix."""
     num_pairs: int = Field(default=60000, ge=1)
     """Preference pairs drawn from the training snippets."""
     min_rating_difference: float = Field(default=0.25, gt=0)

@@ -1,12 +1,17 @@
 """A reward model from human ratings: a frozen, truncated backbone and a scalar head learned from pairs.
 
-    rated snippets -> hidden state at the last token (once) -> preference pairs -> Bradley-Terry -> head
+    rated snippets -> hidden states (once) -> preference pairs -> Bradley-Terry -> head
 
 The backbone is the policy's own model, cut after `num_layers`: its middle layers tell liking better than
 its last ones, and a shorter model serves faster. With the backbone frozen the loss is convex in the head,
 so L-BFGS solves it to the end in seconds.
 
-Dimension key: S snippets, F features (hidden size), P preference pairs.
+People rated whole snippets, but completions stop at `max_new_tokens`. A head that has only seen last tokens
+of whole snippets reads much into whatever token a cut text happens to end with, so it learns from cut
+snippets as well (as the token-level verifiers of arXiv:2110.14168, section 4.2). One forward pass gives the
+features of a snippet and of all its cuts.
+
+Dimension key: S texts (snippets, then cut snippets), F features (hidden size), P preference pairs.
 """
 
 import json
@@ -19,7 +24,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from core.errors import UserError
-from core.models import final_hidden_states, load_scalar_model
+from core.models import hidden_states, load_scalar_model
 from core.packing import pack_row, plan_rows
 from core.ratings import SPLIT_FRACTIONS, RatedText, load_ratings, split_ratings
 from learner.config import RewardModelConfig
@@ -27,6 +32,8 @@ from learner.losses import bradley_terry_loss
 
 DRAWS_PER_PAIR = 4
 """Random pairs drawn for each one wanted: about half are in the wrong order, some are too close."""
+MIN_CUT_TOKENS = 8
+"""A snippet is cut after this many tokens or later; fewer say little."""
 MAX_ITERATIONS = 100
 """Of L-BFGS; it converges in fewer."""
 MARGINS = (0.0, 1.0, 2.0)
@@ -52,16 +59,20 @@ def train_reward_model(
         f"{len(train)} to learn from, {len(heldout)} held out"
     )
     _write_backbone(model_path, folder, num_layers=config.num_layers)
-    train_SF = _features(folder, train, config.token_budget, report)
-    heldout_SF = _features(folder, heldout, config.token_budget, report)
-    head_F = _fit_head(train_SF, train, config)
+    train_SF, train_ratings_S, _ = _features(folder, train, config.cut_copies, config, report)
+    heldout_SF, heldout_ratings_S, is_cut_S = _features(folder, heldout, 1, config, report)
+    head_F = _fit_head(train_SF, train_ratings_S, config)
     _write_head(folder, head_F)
     scores_S = heldout_SF @ head_F
-    ratings_S = torch.tensor([row.rating for row in heldout])
     metrics = {
-        f"pairwise_accuracy_{margin:g}": pairwise_accuracy(scores_S, ratings_S, margin) for margin in MARGINS
+        f"{name}_{margin:g}": pairwise_accuracy(scores_S[of_S], heldout_ratings_S[of_S], margin)
+        for name, of_S in (("pairwise_accuracy", ~is_cut_S), ("pairwise_accuracy_cut", is_cut_S))
+        for margin in MARGINS
     }
-    metrics |= {"score_mean": float(scores_S.mean()), "score_std": float(scores_S.std())}
+    metrics |= {
+        "score_mean": float(scores_S[~is_cut_S].mean()),
+        "score_std": float(scores_S[~is_cut_S].std()),
+    }
     metrics |= {
         "train_snippets": len(train),
         "heldout_snippets": len(heldout),
@@ -98,33 +109,46 @@ def _write_backbone(model_path: Path, folder: Path, *, num_layers: int) -> None:
 
 @torch.inference_mode()
 def _features(
-    folder: Path, rows: Sequence[RatedText], token_budget: int, report: Callable[[str], None]
-) -> torch.Tensor:
-    """[S, F]: what the head will see of each snippet."""
+    folder: Path,
+    rows: Sequence[RatedText],
+    cut_copies: int,
+    config: RewardModelConfig,
+    report: Callable[[str], None],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """([S, F], [S], [S]): what the head sees of each text, its rating, and whether it is a cut snippet."""
     started = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     token_ids = [
         np.asarray(ids, dtype=np.int32) for ids in tokenizer([row.text for row in rows])["input_ids"]
     ]
     model = load_scalar_model(folder, "float32").eval()
-    features_SF = torch.zeros(len(rows), model.model.config.hidden_size)
-    for members in plan_rows([len(ids) for ids in token_ids], token_budget):
+    random = np.random.default_rng(config.split_seed)
+    parts: list[torch.Tensor] = []
+    of_row: list[int] = []
+    cut: list[bool] = []
+    for members in plan_rows([len(ids) for ids in token_ids], config.token_budget):
         row = pack_row(
             [(token_ids[member], np.zeros(len(token_ids[member]), dtype=bool)) for member in members]
         )
-        features_SF[members] = final_hidden_states(model.model, row)
+        hidden_TF = hidden_states(model.model, row)
+        starts = row.last_S + 1 - torch.tensor([len(token_ids[member]) for member in members])
+        for member, start, last in zip(members, starts.tolist(), row.last_S.tolist(), strict=True):
+            shortest = start + MIN_CUT_TOKENS - 1
+            copies = cut_copies if shortest < last else 0
+            positions = [last, *random.integers(shortest, max(last, shortest + 1), size=copies)]
+            parts.append(hidden_TF[positions])
+            of_row += [member] * len(positions)
+            cut += [False] + [True] * copies
     seconds, tokens = time.perf_counter() - started, sum(len(ids) for ids in token_ids)
     report(
         f"features of {len(rows)} snippets: {tokens} tokens in {seconds:.0f} s, {tokens / seconds:.0f} a second"
     )
-    return features_SF.clone()
+    ratings_S = torch.tensor([row.rating for row in rows])[of_row]
+    return torch.cat(parts).clone(), ratings_S, torch.tensor(cut)
 
 
-def _fit_head(
-    features_SF: torch.Tensor, rows: Sequence[RatedText], config: RewardModelConfig
-) -> torch.Tensor:
-    """[F]: the head that makes the better rated snippet of each pair score higher."""
-    ratings_S = torch.tensor([row.rating for row in rows])
+def _fit_head(features_SF: torch.Tensor, ratings_S: torch.Tensor, config: RewardModelConfig) -> torch.Tensor:
+    """[F]: the head that makes the better rated text of each pair score higher."""
     scale_F = features_SF.std(0)
     chosen_P, rejected_P = _draw_pairs(ratings_S, config)
     difference_PF = (features_SF[chosen_P] - features_SF[rejected_P]) / scale_F
