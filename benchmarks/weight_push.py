@@ -73,7 +73,8 @@ class Push:
         import torch
 
         from core.models import load_policy
-        from learner.config import KLConfig, LearnerConfig, RLOOConfig
+        from learner.algorithm_config import RLOOConfig
+        from learner.config import KLConfig, LearnerConfig
         from learner.engine import ZeroEngine, join_group
         from learner.learner import Learner
         from learner.weight_push import WeightPush
@@ -94,6 +95,7 @@ class Push:
             policy=ZeroEngine(load_policy(path, "float32"), config, dtype="float32"),
             value_model=None,
             temperature=1.0,
+            max_new_tokens=24,
             seed=0,
             num_steps=100,
         )

@@ -32,11 +32,14 @@ class TokenLogprobs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, row: PackedRow, temperature: float = 1.0) -> torch.Tensor:
-        """[N] float32, nats. Logits are computed where a trained token is predicted and nowhere else."""
+    def forward(self, row: PackedRow, temperature: float = 1.0, *, logits: bool = False) -> torch.Tensor:
+        """[N] float32, nats; with `logits` the [N, V] that they come from, after temperature.
+
+        Logits are computed where a trained token is predicted and nowhere else.
+        """
         logits_NV = self.model.get_output_embeddings()(hidden_states(self.model, row)[row.predicting_N])
         logits_NV = logits_NV.float() if temperature == 1.0 else logits_NV.float() / temperature
-        return -F.cross_entropy(logits_NV, row.target_ids_N, reduction="none")
+        return logits_NV if logits else logprobs_of(logits_NV, row.target_ids_N)
 
 
 class ScalarModel(nn.Module):
@@ -75,6 +78,11 @@ def hidden_states(model: PreTrainedModel, row: PackedRow) -> torch.Tensor:
     )
     hidden_TF: torch.Tensor = output.last_hidden_state[0]
     return hidden_TF
+
+
+def logprobs_of(logits_NV: torch.Tensor, token_ids_N: torch.Tensor) -> torch.Tensor:
+    """[N] float32, nats: the log-probability of each token under its logits."""
+    return -F.cross_entropy(logits_NV, token_ids_N, reduction="none")
 
 
 def load_policy(path: Path, dtype: str) -> TokenLogprobs:

@@ -35,6 +35,18 @@ def kl_penalized_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, *, kl
 
 
 @torch.no_grad()
+def overlong_penalty(lengths_B: Tensor, *, max_tokens: int, buffer_tokens: int) -> Tensor:
+    """[B] in [0, 1]: what a completion's score loses for coming close to the limit of `max_tokens`.
+
+    0 up to max_tokens - buffer_tokens, from there linear, 1 at the limit: DAPO's soft over-long
+    punishment (arXiv:2503.14476, eq. 13) with the limit as L_max.
+    """
+    if not 1 <= buffer_tokens <= max_tokens:
+        raise ValueError(f"buffer_tokens is {buffer_tokens}; set it from 1 to the limit, {max_tokens}")
+    return ((lengths_B - (max_tokens - buffer_tokens)) / buffer_tokens).clamp(0, 1)
+
+
+@torch.no_grad()
 def gae(
     rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:

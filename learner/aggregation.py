@@ -6,14 +6,11 @@ Dimension key: a tensor without a suffix is one value a token: padded [B, T], wh
 packed [T], where `sequence_ids` tells.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from learner.algorithm_config import Aggregation as Aggregation
 from learner.shapes import require_mask
-
-Aggregation = Literal["token", "sequence", "constant"]
 
 
 def aggregate(values: Tensor, weights: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from core.messages import Bools, Int32s, Rollout, RolloutGroup
-from core.packing import PackedRow, pack_row, plan_rows
+from core.packing import PackedRow, plan_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sequences)
 
+    def members_of_groups(self) -> list[list[int]]:
+        """The rollouts of each group."""
+        groups: dict[int, list[int]] = {}
+        for member, group in enumerate(self.group_ids_B.tolist()):
+            groups.setdefault(group, []).append(member)
+        return list(groups.values())
+
     def select(self, padded_BT: torch.Tensor, members: Sequence[int]) -> torch.Tensor:
         """[N]: a padded quantity of some rollouts, in the order in which a packed row of them has it."""
         index = torch.as_tensor(members)
@@ -48,11 +55,45 @@ class Batch:
         rows[self.mask_BT[list(members)]] = packed_N.to(into_BT)
         into_BT[list(members)] = rows
 
-    def rows(self, members: Sequence[int], token_budget: int) -> list[tuple[list[int], PackedRow]]:
-        """The rollouts, packed into rows of at most `token_budget` tokens: (which, row) pairs."""
-        plan = plan_rows([len(self.sequences[member][0]) for member in members], token_budget)
-        chosen = [[members[place] for place in places] for places in plan]
-        return [(row, pack_row([self.sequences[member] for member in row])) for row in chosen]
+    def plan(self, members: Sequence[int], token_budget: int, *, keep_groups: bool) -> list[list[int]]:
+        """Which rollouts share a packed row of at most `token_budget` tokens; of a group all, if it is kept."""
+        units = [[member] for member in members]
+        if keep_groups:
+            groups = dict.fromkeys(self.group_ids_B[list(members)].tolist())
+            units = [[m for m in members if int(self.group_ids_B[m]) == group] for group in groups]
+        lengths = [sum(len(self.sequences[member][0]) for member in unit) for unit in units]
+        return [[m for place in row for m in units[place]] for row in plan_rows(lengths, token_budget)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """One packed row, and where its rollouts stand in the batch. A row without members only keeps the ranks
+    in step: none of its tokens counts."""
+
+    batch: Batch
+    members: Sequence[int]
+    row: PackedRow
+
+    @property
+    def mask_N(self) -> torch.Tensor:
+        return torch.full(self.row.target_ids_N.shape, bool(self.members))
+
+    @property
+    def sequence_ids_N(self) -> torch.Tensor:
+        """[N] int64: which sequence of the row a trained token belongs to."""
+        lengths_S = torch.tensor(self.row.trained_lengths)
+        return torch.arange(len(lengths_S)).repeat_interleave(lengths_S)
+
+    def select(self, padded_BT: torch.Tensor) -> torch.Tensor:
+        """[N]: a padded quantity of the batch, in the order in which the row has it."""
+        if not self.members:
+            return torch.zeros(self.row.target_ids_N.shape)
+        return self.batch.select(padded_BT, self.members)
+
+    def scatter(self, packed_N: torch.Tensor, into_BT: torch.Tensor) -> None:
+        """Write the row's quantity back where it belongs."""
+        if self.members:
+            self.batch.scatter(packed_N, self.members, into_BT)
 
 
 def make_batch(groups: Sequence[RolloutGroup]) -> Batch:
@@ -83,12 +124,19 @@ def share_of_rank(groups: Sequence[RolloutGroup], rank: int, world_size: int) ->
     return [groups[index] for index in sorted(shares[rank])]
 
 
-def split_minibatches(batch: Batch, count: int, *, seed: tuple[int, ...]) -> list[list[int]]:
-    """`count` lists of rollouts, groups kept whole, in an order that the seed decides."""
+def split_minibatches(
+    batch: Batch, members: Sequence[int], count: int, *, seed: tuple[int, ...]
+) -> list[list[int]]:
+    """`count` lists of these rollouts, groups kept whole, in an order that the seed decides."""
+    chosen_B = torch.zeros(len(batch), dtype=torch.bool)
+    chosen_B[list(members)] = True
     num_groups = int(batch.group_ids_B.max()) + 1
     order = np.random.default_rng(seed).permutation(num_groups)
     return [
-        [int(member) for member in torch.isin(batch.group_ids_B, torch.from_numpy(part)).nonzero()[:, 0]]
+        [
+            int(member)
+            for member in (torch.isin(batch.group_ids_B, torch.from_numpy(part)) & chosen_B).nonzero()[:, 0]
+        ]
         for part in np.array_split(order, count)
     ]
 

@@ -1,6 +1,9 @@
-"""Recipe tables of the learner side: the optimizer group, the algorithm, KL control, the reward model."""
+"""Recipe tables of the learner side: the optimizer group, KL control, the reward model.
 
-from typing import Annotated, Literal
+The algorithm's table is in `learner/algorithm_config.py`.
+"""
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -27,8 +30,8 @@ class LearnerConfig(Section):
     """Peak learning rate of the policy."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly from 0."""
-    lr_schedule: Literal["constant", "linear"] = "constant"
-    """After the warm-up: stay at the peak, or fall linearly to 0 at the last step."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: stay at the peak, or fall to 0 at the last step, linearly or along a cosine."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW's decay of the mean of gradients."""
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
@@ -47,58 +50,18 @@ class LearnerConfig(Section):
     """What each learner rank asks of Ray."""
 
 
-class RLOOConfig(Section):
-    """REINFORCE leave-one-out: the other completions of the prompt are the baseline. arXiv:2402.14740."""
-
-    kind: Literal["rloo"]
-    num_epochs: int = Field(default=1, ge=1)
-    """Passes over the rollouts of a step."""
-    num_minibatches: int = Field(default=1, ge=1)
-    """Optimizer steps per pass."""
-    clip_range_low: float = Field(default=0.2, gt=0, lt=1)
-    """The ratio's lower clip is 1 - clip_range_low."""
-    clip_range_high: float = Field(default=0.2, gt=0)
-    """The ratio's upper clip is 1 + clip_range_high."""
-    scale_advantages: bool = True
-    """Divide the advantages by the batch's standard deviation."""
-
-
-class PPOConfig(Section):
-    """Proximal policy optimization with a value model and GAE. arXiv:1707.06347, arXiv:1506.02438."""
-
-    kind: Literal["ppo"]
-    num_epochs: int = Field(default=1, ge=1)
-    """Passes over the rollouts of a step."""
-    num_minibatches: int = Field(default=1, ge=1)
-    """Optimizer steps per pass."""
-    clip_range_low: float = Field(default=0.2, gt=0, lt=1)
-    """The ratio's lower clip is 1 - clip_range_low."""
-    clip_range_high: float = Field(default=0.2, gt=0)
-    """The ratio's upper clip is 1 + clip_range_high."""
-    gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount per token."""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """GAE's trade of bias (0) against variance (1)."""
-    value_learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak learning rate of the value model."""
-    value_clip_range: float | None = Field(default=0.2, gt=0)
-    """How far a value may move from its old one within a step, or none."""
-    value_warmup_steps: int = Field(default=0, ge=0)
-    """First steps that train the value model alone, so that the policy meets sensible advantages."""
-    whiten_advantages: bool = True
-    """Shift and scale the advantages of a step to mean 0 and variance 1."""
-
-
-AlgorithmConfig = Annotated[RLOOConfig | PPOConfig, Field(discriminator="kind")]
-
-
 class KLConfig(Section):
-    """The leash: a per-token KL penalty in the reward, r_t = -kl_coef * KL_t, plus the score at the end."""
+    """The leash: kl_coef times the KL of every token, taken off its reward or added to the loss."""
 
     kl_coef: float = Field(default=0.05, ge=0)
     """Coefficient of the penalty (the first one, if it adapts)."""
-    estimator: Literal["k1", "k2", "k3", "abs"] = "k1"
-    """Estimator of the KL of a sampled token: k1 is log(policy / reference), unbiased."""
+    placement: Literal["reward", "loss"] = "reward"
+    """A penalty in the token rewards (PPO), or a term of the loss (GRPO)."""
+    estimator: Literal["k1", "k2", "k3", "abs", "exact"] = "k1"
+    """Estimator of a token's KL. In the reward k1 is unbiased, in the loss k2's gradient is; `exact` sums over
+    the vocabulary, with the adapters switched off as the reference."""
+    direction: Literal["reverse", "forward"] = "reverse"
+    """Of the exact KL: from the policy to the reference, or back."""
     controller: Literal["fixed", "adaptive"] = "fixed"
     """`adaptive` steers the coefficient towards `kl_target`. arXiv:1909.08593, section 2.2."""
     kl_target: float | None = Field(default=None, gt=0)
@@ -121,7 +84,7 @@ class RewardModelConfig(Section):
     heldout_snippets: int = Field(default=1000, ge=2)
     """Rated snippets to report accuracy on."""
     cut_copies: int = Field(default=0, ge=0)
-    """So many copies of each snippet, cut after a random token, are learned from as well: completions end at
+    """Copies of each snippet, cut after a random token, to learn from as well. Completions end at
     `max_new_tokens`, in the middle of a sentence, and the value model judges every prefix."""
     num_pairs: int = Field(default=60000, ge=1)
     """Preference pairs drawn from the training snippets."""

@@ -112,9 +112,9 @@ class ZeroEngine:
     def device(self) -> torch.device:
         return torch.device(self._engine.device)
 
-    def __call__(self, *inputs: Any) -> torch.Tensor:
+    def __call__(self, *inputs: Any, **options: Any) -> torch.Tensor:
         """Forward, recording what backward needs."""
-        output: torch.Tensor = self._engine(*inputs)
+        output: torch.Tensor = self._engine(*inputs, **options)
         return output
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:

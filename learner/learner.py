@@ -1,45 +1,39 @@
 """One rank of the learner: scored rollout groups in, new weights out.
 
-    groups -> batch -> KL-penalized token rewards -> advantages -> clipped policy gradient -> ZeRO step
-                              (and, with a value model, values -> GAE -> clipped value loss)
+    groups -> batch -> targets -> micro-batches: loss, backward -> ZeRO step
 
-Every rank gets all groups, trains on its share, and normalises by what all ranks hold, so that the
-update does not depend on the number of ranks or on how rows are packed.
+What is minimized is the objective's business (`learner/objective.py`). Every rank gets all groups, trains on its
+share, and normalises by what all ranks hold, so that the update does not depend on the number of ranks or on
+how rows are packed.
 
-Dimension key: B rollouts of this rank, T completion tokens (padded), N trained tokens of a packed row.
+Dimension key: N trained tokens of a packed row.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 import torch
 
 from core.messages import RolloutGroup
 from core.packing import PackedRow, pack_row
-from learner.advantages import STD_EPSILON, gae, kl_penalized_rewards, leave_one_out_advantages
-from learner.batch import Batch, make_batch, share_of_rank, split_minibatches
-from learner.config import AlgorithmConfig, KLConfig, LearnerConfig, PPOConfig, RLOOConfig
+from learner.algorithm_config import (
+    AlgorithmConfig,
+    GRPOConfig,
+    PPOConfig,
+    ReinforceConfig,
+    RLOOConfig,
+    SFTConfig,
+)
+from learner.batch import Batch, MicroBatch, make_batch, share_of_rank, split_minibatches
+from learner.config import KLConfig, LearnerConfig
 from learner.engine import ZeroEngine, all_gather, all_reduce_max, all_reduce_sum
-from learner.kl import AdaptiveKLController, FixedKLController, kl_estimate
-from learner.losses import Metrics, combine_metrics, ppo_policy_loss, value_loss
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValueTargets:
-    """What the value loss of a step aims at."""
-
-    returns_BT: torch.Tensor
-    old_values_BT: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Targets:
-    """What the losses of a step aim at."""
-
-    advantages_BT: torch.Tensor
-    value: ValueTargets | None
-    """None where the algorithm has no value model."""
+from learner.kl import AdaptiveKLController, FixedKLController
+from learner.losses import combine_metrics
+from learner.objective import Objective, Targets
+from learner.policy_gradient import PolicyGradient
+from learner.preference import DirectAlignment
+from learner.supervised import SupervisedFineTuning
 
 
 class Learner:
@@ -56,16 +50,14 @@ class Learner:
         policy: ZeroEngine,
         value_model: ZeroEngine | None,
         temperature: float,
+        max_new_tokens: int,
         seed: int,
         num_steps: int,
     ) -> None:
-        assert (value_model is not None) == isinstance(algorithm, PPOConfig)
         self._rank = rank
         self._world_size = world_size
         self._config = config
         self._algorithm = algorithm
-        self._kl = kl
-        self._temperature = temperature
         self._seed = seed
         self._num_steps = num_steps
         self.lora = config.lora
@@ -73,6 +65,7 @@ class Learner:
         self.value_model = value_model
         self.policy_version = 0
         self.kl_controller = _kl_controller(kl)
+        self._objective = self._make_objective(algorithm, kl, temperature, max_new_tokens)
 
     def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """One optimizer phase on one step's rollouts; the metrics of the step, the same on every rank.
@@ -80,17 +73,14 @@ class Learner:
         Raises `NonFiniteError` before a weight changes if a loss or gradient is not finite.
         """
         batch = make_batch(share_of_rank(groups, self._rank, self._world_size))
-        targets = self._targets(batch)
-        updates: list[dict[str, float]] = []
-        for epoch in range(self._algorithm.num_epochs):
-            order = split_minibatches(
-                batch, self._algorithm.num_minibatches, seed=(self._seed, self.policy_version, epoch)
-            )
-            updates += [self._update(batch, targets, members) for members in order]
+        everyone = self._micro_batches(batch, range(len(batch)))
+        targets = self._objective.targets(batch, everyone, step=self.policy_version)
+        updates = self._updates(batch, targets)
         metrics = {name: fmean(update[name] for update in updates) for name in updates[0]}
         # Later updates move the policy away from the one that sampled; only the first compares like with like.
-        metrics |= {name: updates[0][name] for name in ("logprob_gap_max", "logprob_gap_mean")}
+        metrics |= {name: value for name, value in updates[0].items() if name.startswith("logprob_gap")}
         metrics |= {
+            "num_updates": float(len(updates)),
             "kl_coef": self.kl_controller.kl_coef,
             "learning_rate": self._scheduled(self._config.learning_rate),
         }
@@ -103,120 +93,93 @@ class Learner:
         """[N] float32, nats: a probe sequence under the present weights, at temperature 1. All ranks call."""
         return self.policy(row.to(self.policy.device)).cpu()
 
-    def _targets(self, batch: Batch) -> Targets:
-        """Token rewards with the KL penalty, and the advantages that the algorithm makes of them."""
-        kl_BT = kl_estimate(
-            batch.behavior_logprobs_BT, batch.reference_logprobs_BT, estimator=self._kl.estimator
-        )
-        rewards_BT = kl_penalized_rewards(
-            batch.scores_B, kl_BT, batch.mask_BT, kl_coef=self.kl_controller.kl_coef
-        )
-        match self._algorithm:
-            case PPOConfig(gamma=gamma, gae_lambda=lam, whiten_advantages=whiten):
-                values_BT = self._values(batch)
-                advantages_BT, returns_BT = gae(rewards_BT, values_BT, batch.mask_BT, gamma=gamma, lam=lam)
-                if whiten:
-                    mean, std = _moments(advantages_BT[batch.mask_BT])
-                    advantages_BT = (advantages_BT - mean) / std
-                value = ValueTargets(returns_BT=returns_BT, old_values_BT=values_BT)
-                return Targets(advantages_BT=advantages_BT, value=value)
-            case RLOOConfig(scale_advantages=scale):
-                advantages_B = leave_one_out_advantages(rewards_BT.sum(1), batch.group_ids_B)
-                if scale:
-                    advantages_B = advantages_B / _moments(advantages_B)[1]
-                advantages_BT = advantages_B[:, None].expand_as(rewards_BT)
-                return Targets(advantages_BT=advantages_BT, value=None)
-
-    @torch.no_grad()
-    def _values(self, batch: Batch) -> torch.Tensor:
-        """[B, T]: the value model before its update."""
-        assert self.value_model is not None
-        values_BT = torch.zeros(batch.mask_BT.shape)
-        for members, row in self._rows(batch, range(len(batch))):
-            values_N = self.value_model(row.to(self.value_model.device)).cpu()
-            batch.scatter(values_N, members, values_BT)
-        return values_BT
+    def _updates(self, batch: Batch, targets: Targets) -> list[dict[str, float]]:
+        """The metrics of each optimizer step: epochs of mini-batches, ended early by a policy gone too far."""
+        members = self._objective.members(batch)
+        updates: list[dict[str, float]] = []
+        for epoch in range(self._algorithm.num_epochs):
+            for part in split_minibatches(
+                batch,
+                members,
+                self._algorithm.num_minibatches,
+                seed=(self._seed, self.policy_version, epoch),
+            ):
+                updates.append(self._update(batch, targets, part))
+                if self._is_too_far(updates[-1]):
+                    return updates
+        return updates
 
     def _update(self, batch: Batch, targets: Targets, members: Sequence[int]) -> dict[str, float]:
         """One optimizer step on one minibatch, its gradient accumulated over packed rows."""
-        normalizer = float(all_reduce_sum(batch.mask_BT[list(members)].sum()))
-        rows = self._rows(batch, members)
+        counts = {
+            name: float(all_reduce_sum(torch.tensor(count, dtype=torch.float64)))
+            for name, count in self._objective.counts(batch, members).items()
+        }
+        micro_batches = self._micro_batches(batch, members)
         parts = [
-            self._accumulate(batch, targets, row_members, row, normalizer, last=index == len(rows) - 1)
-            for index, (row_members, row) in enumerate(rows)
+            self._objective.accumulate(
+                micro_batch,
+                targets,
+                {name: count or math.inf for name, count in counts.items()},  # nothing counts nothing
+                last=index == len(micro_batches) - 1,
+            )
+            for index, micro_batch in enumerate(micro_batches)
         ]
         metrics = {name: float(value) for name, value in combine_metrics(all_gather(parts)).items()}
-        if self._trains_policy:
-            metrics["gradient_norm"] = self.policy.step(self._scheduled(self._config.learning_rate))
-        if isinstance(self._algorithm, PPOConfig) and self.value_model is not None:
-            learning_rate = self._scheduled(self._algorithm.value_learning_rate)
-            metrics["value_gradient_norm"] = self.value_model.step(learning_rate)
-        return metrics
+        return metrics | self._objective.update(self._scheduled)
 
-    def _accumulate(
-        self,
-        batch: Batch,
-        targets: Targets,
-        members: Sequence[int],
-        row: PackedRow,
-        normalizer: float,
-        *,
-        last: bool,
-    ) -> Metrics:
-        """Forward and backward of one packed row. A row without members keeps the ranks in step."""
-        counts_N = torch.full(row.target_ids_N.shape, bool(members))
-        pick = batch.select if members else lambda padded_BT, _: torch.zeros(row.target_ids_N.shape)
-        behavior_N = pick(batch.behavior_logprobs_BT, members)
-        policy_logprobs_N = self.policy(row.to(self.policy.device), self._temperature).cpu()
-        loss, metrics = ppo_policy_loss(
-            policy_logprobs_N,
-            behavior_N,
-            pick(targets.advantages_BT, members),
-            counts_N,
-            clip_low=self._algorithm.clip_range_low,
-            clip_high=self._algorithm.clip_range_high,
-            dual_clip=None,
-            aggregation="token",
-            normalizer=normalizer,
-        )
-        metrics |= _logprob_gap(policy_logprobs_N.detach(), behavior_N, counts_N, normalizer)
-        if self._trains_policy:
-            self.policy.backward(loss, last=last)
-        if isinstance(self._algorithm, PPOConfig) and self.value_model is not None:
-            assert targets.value is not None
-            loss, value_metrics = value_loss(
-                self.value_model(row.to(self.value_model.device)).cpu(),
-                pick(targets.value.old_values_BT, members),
-                pick(targets.value.returns_BT, members),
-                counts_N,
-                clip=self._algorithm.value_clip_range,
-                normalizer=normalizer,
-            )
-            self.value_model.backward(loss, last=last)
-            metrics |= value_metrics
-        return metrics
-
-    def _rows(self, batch: Batch, members: Sequence[int]) -> list[tuple[list[int], PackedRow]]:
+    def _micro_batches(self, batch: Batch, members: Sequence[int]) -> list[MicroBatch]:
         """Packed rows of some rollouts: as many on every rank, because ZeRO's collectives must pair up."""
-        rows = batch.rows(members, self._config.token_budget)
+        plan = batch.plan(members, self._config.token_budget, keep_groups=self._objective.keeps_groups)
+        micro_batches = [
+            MicroBatch(batch=batch, members=row, row=pack_row([batch.sequences[member] for member in row]))
+            for row in plan
+        ]
         shortest = pack_row([min(batch.sequences, key=lambda sequence: len(sequence[0]))])
-        return rows + [([], shortest)] * (all_reduce_max(len(rows)) - len(rows))
+        idle = MicroBatch(batch=batch, members=[], row=shortest)
+        return micro_batches + [idle] * (max(1, all_reduce_max(len(plan))) - len(plan))
 
-    @property
-    def _trains_policy(self) -> bool:
-        return self.policy_version >= getattr(self._algorithm, "value_warmup_steps", 0)
+    def _is_too_far(self, update: dict[str, float]) -> bool:
+        limit = getattr(self._algorithm, "max_approx_kl", None)
+        return limit is not None and update["approx_kl"] > limit * update["loss_weight"]
 
     def _scheduled(self, peak: float) -> float:
         """The learning rate of the present step."""
         step, warmup = self.policy_version, self._config.warmup_steps
         warmed_up = peak * min(1.0, (step + 1) / (warmup + 1))
-        if self._config.lr_schedule == "constant":
-            return warmed_up
-        return warmed_up * min(1.0, max(0, self._num_steps - step) / max(1, self._num_steps - warmup))
+        left = min(1.0, max(0, self._num_steps - step) / max(1, self._num_steps - warmup))
+        match self._config.lr_schedule:
+            case "constant":
+                return warmed_up
+            case "linear":
+                return warmed_up * left
+            case "cosine":
+                return warmed_up * (1 - math.cos(math.pi * left)) / 2
 
     def _adapt_kl(self, groups: Sequence[RolloutGroup]) -> None:
         kl_nats = [rollout.kl_nats for group in groups for rollout in group.rollouts]
         self.kl_controller.update(fmean(kl_nats), num_sequences=len(kl_nats))
+
+    def _make_objective(
+        self, algorithm: AlgorithmConfig, kl: KLConfig, temperature: float, max_new_tokens: int
+    ) -> Objective:
+        learning_rate = self._config.learning_rate
+        if isinstance(algorithm, PPOConfig | RLOOConfig | GRPOConfig | ReinforceConfig):
+            return PolicyGradient(
+                algorithm,
+                kl,
+                self.kl_controller,
+                policy=self.policy,
+                value_model=self.value_model,
+                learning_rate=learning_rate,
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+            )
+        if isinstance(algorithm, SFTConfig):
+            return SupervisedFineTuning(algorithm, policy=self.policy, learning_rate=learning_rate)
+        return DirectAlignment(
+            algorithm, policy=self.policy, learning_rate=learning_rate, temperature=temperature
+        )
 
 
 def _kl_controller(kl: KLConfig) -> FixedKLController | AdaptiveKLController:
@@ -224,21 +187,3 @@ def _kl_controller(kl: KLConfig) -> FixedKLController | AdaptiveKLController:
         return FixedKLController(kl.kl_coef)
     assert kl.kl_target is not None, "checked with the recipe"
     return AdaptiveKLController(kl.kl_coef, target=kl.kl_target, horizon=kl.horizon)
-
-
-def _moments(values: torch.Tensor) -> tuple[float, float]:
-    """Mean and standard deviation over all ranks, the latter never 0."""
-    sums = all_reduce_sum(
-        torch.stack([torch.ones_like(values), values, values**2]).double().flatten(1).sum(1)
-    )
-    count, total, squares = sums.tolist()
-    mean = total / count
-    return mean, max(squares / count - mean**2, 0.0) ** 0.5 + STD_EPSILON
-
-
-def _logprob_gap(
-    policy_N: torch.Tensor, behavior_N: torch.Tensor, counts_N: torch.Tensor, normalizer: float
-) -> Metrics:
-    """How far the engine's log-probs are from the learner's, in nats. Right at a step's first update only."""
-    gap_N = (policy_N - behavior_N).abs() * counts_N
-    return {"logprob_gap_max": gap_N.max(), "logprob_gap_mean": gap_N.sum() / normalizer}

@@ -5,10 +5,12 @@ of the same use costs less KL, less memory for optimizer state, and no gradient 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from learner.config import LoRAConfig
@@ -29,6 +31,20 @@ def add_adapter(module: nn.Module, config: LoRAConfig) -> None:
     head = getattr(network, "score", None)
     if isinstance(head, nn.Module):
         head.requires_grad_(True)
+
+
+@contextmanager
+def adapters_off(engine: ZeroEngine) -> Iterator[None]:
+    """Within it the network is the frozen base: the reference that the policy started from."""
+    layers = [layer for layer in engine.module.modules() if isinstance(layer, BaseTunerLayer)]
+    assert layers, "only a policy with adapters has a base"
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
 
 
 def merged_parameters(engine: ZeroEngine, config: LoRAConfig | None) -> Iterator[tuple[str, torch.Tensor]]:

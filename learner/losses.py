@@ -142,6 +142,22 @@ def grpo_loss(
     return loss + kl_coef * kl, {**metrics, "kl_loss": kl.detach()}
 
 
+def sequence_ratio_logprobs(
+    policy_logprobs: Tensor, behavior_logprobs: Tensor, mask: Tensor, sequence_ids: Tensor | None = None
+) -> Tensor:
+    """Log-probs that give `ppo_policy_loss` one ratio a sequence: the geometric mean of its tokens' ratios.
+
+    s = exp(mean over the tokens of log policy - log behavior), GSPO (arXiv:2507.18071, eq. 5 and 7, with
+    aggregation "sequence"). Behavior log-probs plus log s; the gradient flows through `policy_logprobs`.
+    """
+    require_mask(mask, policy_logprobs=policy_logprobs, behavior_logprobs=behavior_logprobs)
+    log_ratio = torch.where(mask, policy_logprobs - behavior_logprobs.detach(), 0.0)
+    index, num_sequences = sequence_index(mask, sequence_ids)
+    lengths = sequence_sums(mask.to(log_ratio.dtype), index, num_sequences).clamp(min=1)
+    means = sequence_sums(log_ratio, index, num_sequences) / lengths
+    return torch.where(mask, behavior_logprobs.detach() + means[index], 0.0)
+
+
 def importance_weights(
     policy_logprobs: Tensor,
     behavior_logprobs: Tensor,
@@ -211,6 +227,19 @@ def value_loss(
         "value_error_square_mean": aggregate(errors.square(), weights),
     }
     return loss, {**metrics, "explained_variance": _explained_variance(metrics)}
+
+
+def mean_over_tokens(
+    values: Tensor,
+    mask: Tensor,
+    *,
+    aggregation: Aggregation,
+    normalizer: float | None = None,
+    sequence_ids: Tensor | None = None,
+) -> Tensor:
+    """This micro-batch's share of a quantity's mean, weighed as `ppo_policy_loss` weighs tokens."""
+    require_mask(mask, values=values)
+    return aggregate(values, token_weights(mask, values.dtype, aggregation, normalizer, sequence_ids))
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -70,6 +70,7 @@ def dpo_loss(
     beta: float,
     variant: DPOVariant = "sigmoid",
     label_smoothing: float = 0.0,
+    weights_B: Tensor | None = None,
     normalizer: float | None = None,
 ) -> Tensor:
     """Makes the policy its own reward model, with reward beta * log(policy / reference).
@@ -80,6 +81,8 @@ def dpo_loss(
         ipo           (h - 1 / (2 beta))^2, which has an optimum at finite h  (IPO, arXiv:2310.12036, eq. 17)
         conservative  -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h),  (cDPO, Mitchell 2023)
                       for labels wrong with probability e = `label_smoothing`
+
+    `weights_B` says how much each pair counts, such as by its reward gap; left out, all count 1.
     """
     gap_B = _log_ratio_gap(policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B)
     _require_positive("beta", beta)
@@ -98,6 +101,9 @@ def dpo_loss(
             losses_B = (1 - label_smoothing) * right_B + label_smoothing * wrong_B
         case _:
             raise ValueError(f"no DPO variant {variant!r}; choose one of sigmoid, ipo, conservative")
+    if weights_B is not None:
+        require_same_shape(policy_chosen=policy_chosen_B, weights=weights_B)
+        losses_B = losses_B * weights_B.detach()
     return _mean(losses_B, normalizer)
 
 

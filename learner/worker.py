@@ -16,7 +16,8 @@ from core.errors import UserError
 from core.messages import Int32s, RolloutGroup
 from core.remote import actor_options, answer, node_address, own_memory_bytes
 from core.weights import WeightManifest
-from learner.config import AlgorithmConfig, KLConfig, LearnerConfig, PPOConfig
+from learner.algorithm_config import AlgorithmConfig, PPOConfig
+from learner.config import KLConfig, LearnerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class LearnerSetup:
     algorithm: AlgorithmConfig
     kl: KLConfig
     temperature: float
+    max_new_tokens: int
     seed: int
     num_steps: int
     """Steps of the whole training, which the learning-rate schedule is laid over."""
@@ -83,6 +85,7 @@ class LearnerWorker:
             policy=policy,
             value_model=value_model,
             temperature=setup.temperature,
+            max_new_tokens=setup.max_new_tokens,
             seed=setup.seed,
             num_steps=setup.num_steps,
         )

@@ -21,7 +21,7 @@ from core.config import Resources
 from core.errors import UserError, WorkerError
 from core.messages import Int32s
 from core.remote import answer
-from learner.config import PPOConfig
+from learner.algorithm_config import PPOConfig
 from learner.worker import LearnerGroup, LearnerSetup
 from orchestration.config import Recipe
 
@@ -172,6 +172,7 @@ async def _start(
         algorithm=recipe.algorithm,
         kl=recipe.kl,
         temperature=recipe.rollout.temperature,
+        max_new_tokens=recipe.rollout.max_new_tokens,
         seed=recipe.seed,
         num_steps=recipe.trainer.steps,
         probe_token_ids_T=probe_token_ids_T,

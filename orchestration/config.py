@@ -8,7 +8,8 @@ from pydantic import Field
 
 from actors.config import PromptsConfig, ReferenceConfig, RewardConfig, RolloutConfig
 from core.config import ModelConfig, Section
-from learner.config import AlgorithmConfig, KLConfig, LearnerConfig, RewardModelConfig
+from learner.algorithm_config import AlgorithmConfig
+from learner.config import KLConfig, LearnerConfig, RewardModelConfig
 
 
 class TrainerConfig(Section):

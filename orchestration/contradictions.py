@@ -17,7 +17,8 @@ from actors.config import (
     RolloutConfig,
 )
 from core.config import ModelConfig
-from learner.config import AlgorithmConfig, KLConfig, LearnerConfig, PPOConfig, RewardModelConfig, RLOOConfig
+from learner.algorithm_config import AlgorithmConfig, PPOConfig, RLOOConfig
+from learner.config import KLConfig, LearnerConfig, RewardModelConfig
 from orchestration.config import TrainerConfig
 
 

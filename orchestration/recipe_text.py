@@ -72,7 +72,7 @@ def _table(section: Section, path: tuple[str, ...], *, annotate: bool) -> Iterat
 
 
 def _first_sentence(text: str) -> str:
-    return text.split(". ")[0].split("; ")[0].rstrip(".")
+    return " ".join(text.split()).split(". ")[0].split("; ")[0].rstrip(".")
 
 
 def _summary(recipe: Recipe) -> Iterator[str]:

@@ -24,7 +24,8 @@ from core.messages import Completion, Prompt, Rollout, RolloutGroup, VersionSpan
 from core.models import load_policy, load_scalar_model
 from core.packing import pack_row
 from learner import checkpoint
-from learner.config import AlgorithmConfig, KLConfig, LearnerConfig, PPOConfig, RLOOConfig
+from learner.algorithm_config import AlgorithmConfig, PPOConfig, RLOOConfig
+from learner.config import KLConfig, LearnerConfig
 from learner.engine import ZeroEngine, join_group, leave_group
 from learner.learner import Learner
 
@@ -73,6 +74,7 @@ class Rank:
             policy=ZeroEngine(load_policy(self.folder / "policy", "float32"), config, dtype="float32"),
             value_model=value_model,
             temperature=1.0,
+            max_new_tokens=LONGEST,
             seed=0,
             num_steps=100,
         )

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.messages import RolloutGroup
+from core.packing import pack_row
 from learner.batch import make_batch, share_of_rank, split_minibatches
 from tests.fakes import make_completion, make_group, make_prompt, make_rollout
 
@@ -53,9 +54,9 @@ def test_a_completion_without_a_token_is_refused() -> None:
 
 
 @settings(deadline=None)
-@given(SIZES, st.integers(8, 100), st.randoms(use_true_random=False))
+@given(SIZES, st.integers(8, 100), st.booleans(), st.randoms(use_true_random=False))
 def test_packed_rows_hold_what_the_batch_holds_and_give_it_back(
-    sizes: list[list[int]], token_budget: int, random: Random
+    sizes: list[list[int]], token_budget: int, keep_groups: bool, random: Random
 ) -> None:
     batch = make_batch(make_groups(sizes))
     members = list(range(len(batch)))
@@ -63,12 +64,18 @@ def test_packed_rows_hold_what_the_batch_holds_and_give_it_back(
     kept = members[: max(1, len(members) - 1)]
     rebuilt_BT = torch.full(batch.mask_BT.shape, 77.0)
     seen = []
-    for row_members, row in batch.rows(kept, token_budget):
+    rows = batch.plan(kept, token_budget, keep_groups=keep_groups)
+    for row_members in rows:
+        row = pack_row([batch.sequences[member] for member in row_members])
         seen += row_members
         behavior_N = batch.select(batch.behavior_logprobs_BT, row_members)
         assert behavior_N.tolist() == [-float(token) for token in row.target_ids_N]
         batch.scatter(behavior_N, row_members, rebuilt_BT)
     assert sorted(seen) == sorted(kept)
+    if keep_groups:
+        assert sum(len(set(batch.group_ids_B[row].tolist())) for row in rows) == len(
+            set(batch.group_ids_B[kept].tolist())
+        )
     assert torch.equal(rebuilt_BT[sorted(kept)], batch.behavior_logprobs_BT[sorted(kept)])
     for left_out in set(members) - set(kept):
         assert (rebuilt_BT[left_out] == 77.0).all()
@@ -115,18 +122,18 @@ def test_minibatches_hold_every_rollout_once_and_groups_whole(
 ) -> None:
     batch = make_batch(make_groups(sizes))
     count = data.draw(st.integers(1, len(sizes)))
-    parts = split_minibatches(batch, count, seed=(seed, 1))
+    parts = split_minibatches(batch, range(len(batch)), count, seed=(seed, 1))
     assert len(parts) == count
     assert sorted(member for part in parts for member in part) == list(range(len(batch)))
     groups_of_parts = [{int(batch.group_ids_B[member]) for member in part} for part in parts]
     assert sum(map(len, groups_of_parts)) == len(sizes)  # none in two parts
     assert max(map(len, groups_of_parts)) - min(map(len, groups_of_parts)) <= 1
-    assert split_minibatches(batch, count, seed=(seed, 1)) == parts
+    assert split_minibatches(batch, range(len(batch)), count, seed=(seed, 1)) == parts
 
 
 def test_every_epoch_has_an_order_of_its_own() -> None:
     batch = make_batch(make_groups([[1]] * 20))
-    orders = {str(split_minibatches(batch, 4, seed=(0, 0, epoch))) for epoch in range(5)}
+    orders = {str(split_minibatches(batch, range(len(batch)), 4, seed=(0, 0, epoch))) for epoch in range(5)}
     assert len(orders) == 5
 
 

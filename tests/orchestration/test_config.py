@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from core.config import Section
 from core.errors import UserError
-from learner.config import PPOConfig
+from learner.algorithm_config import PPOConfig
 from orchestration.config import Recipe
 from orchestration.recipe import RECIPES, find_recipe, load_recipe
 from orchestration.recipe_problems import kind_of, tables_of

@@ -1,0 +1,290 @@
+"""Policy gradients: scores and KL of a step's rollouts -> advantages -> clipped surrogate loss.
+
+    scores, KL -> token rewards -> advantages (GAE | group | leave-one-out) -> surrogate + KL + entropy terms
+
+Dimension key: B rollouts of this rank, T completion tokens (padded), N trained tokens of a packed row,
+V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from core.models import logprobs_of
+from learner.advantages import (
+    STD_EPSILON,
+    gae,
+    group_advantages,
+    kl_penalized_rewards,
+    leave_one_out_advantages,
+    overlong_penalty,
+)
+from learner.algorithm_config import (
+    GRPOConfig,
+    PolicyGradientAlgorithm,
+    PPOConfig,
+    ReinforceConfig,
+    RLOOConfig,
+)
+from learner.batch import Batch, MicroBatch
+from learner.config import KLConfig
+from learner.engine import ZeroEngine, all_reduce_sum
+from learner.kl import AdaptiveKLController, FixedKLController, full_kl, kl_estimate
+from learner.lora import adapters_off
+from learner.losses import (
+    Metrics,
+    entropy,
+    importance_weights,
+    mean_over_tokens,
+    ppo_policy_loss,
+    sequence_ratio_logprobs,
+    value_loss,
+)
+from learner.objective import Targets
+
+
+class PolicyGradient:
+    """PPO, GRPO, RLOO or REINFORCE++, as the configuration says."""
+
+    keeps_groups = False
+
+    def __init__(
+        self,
+        config: PolicyGradientAlgorithm,
+        kl: KLConfig,
+        kl_controller: FixedKLController | AdaptiveKLController,
+        *,
+        policy: ZeroEngine,
+        value_model: ZeroEngine | None,
+        learning_rate: float,
+        temperature: float,
+        max_new_tokens: int,
+    ) -> None:
+        assert (value_model is not None) == isinstance(config, PPOConfig)
+        self._config = config
+        self._kl = kl
+        self._kl_controller = kl_controller
+        self._policy = policy
+        self._value_model = value_model
+        self._learning_rate = learning_rate
+        self._temperature = temperature
+        self._max_new_tokens = max_new_tokens
+        self._trains_policy = True
+
+    def targets(self, batch: Batch, micro_batches: Sequence[MicroBatch], *, step: int) -> Targets:
+        """Advantages, the log-probs that ratios are taken to, and with a value model its targets."""
+        self._trains_policy = step >= getattr(self._config, "value_warmup_steps", 0)
+        targets = self._advantages(batch, self._token_rewards(batch, micro_batches), micro_batches)
+        targets["ratio_logprobs"] = batch.behavior_logprobs_BT
+        if self._config.importance_sampling != "none":
+            policy_logprobs_BT = _forward(batch, micro_batches, self._policy_logprobs)
+            targets["ratio_logprobs"] = policy_logprobs_BT
+            targets["advantages"] = targets["advantages"] * importance_weights(
+                policy_logprobs_BT,
+                batch.behavior_logprobs_BT,
+                batch.mask_BT,
+                level=self._config.importance_sampling,
+                cap=self._config.importance_cap,
+            )
+        return targets
+
+    def members(self, batch: Batch) -> list[int]:
+        """Every rollout."""
+        return list(range(len(batch)))
+
+    def counts(self, batch: Batch, members: Sequence[int]) -> dict[str, float]:
+        """Tokens; and what the policy's loss is a mean over: tokens, sequences, or a constant a sequence."""
+        num_tokens = float(batch.mask_BT[list(members)].sum())
+        normalizers = {
+            "token": num_tokens,
+            "sequence": len(members),
+            "constant": len(members) * self._max_new_tokens,
+        }
+        return {"tokens": num_tokens, "normalizer": float(normalizers[self._config.aggregation])}
+
+    def accumulate(
+        self, micro_batch: MicroBatch, targets: Targets, counts: Mapping[str, float], *, last: bool
+    ) -> Metrics:
+        """Forward and backward of one packed row, through the policy and the value model."""
+        behavior_N = micro_batch.select(micro_batch.batch.behavior_logprobs_BT)
+        policy_N, terms, metrics = self._policy_terms(micro_batch, counts["normalizer"])
+        ratio_N, old_N = policy_N, micro_batch.select(targets["ratio_logprobs"])
+        if self._config.ratio == "sequence":
+            ratio_N = sequence_ratio_logprobs(policy_N, old_N, micro_batch.mask_N, micro_batch.sequence_ids_N)
+        loss, surrogate_metrics = ppo_policy_loss(
+            ratio_N,
+            old_N,
+            micro_batch.select(targets["advantages"]),
+            micro_batch.mask_N,
+            clip_low=self._config.clip_range_low,
+            clip_high=self._config.clip_range_high,
+            dual_clip=self._config.dual_clip,
+            aggregation=self._config.aggregation,
+            normalizer=counts["normalizer"],
+            sequence_ids=micro_batch.sequence_ids_N,
+        )
+        metrics |= surrogate_metrics
+        metrics |= _logprob_gap(policy_N.detach(), behavior_N, micro_batch.mask_N, counts["tokens"])
+        if self._trains_policy:
+            self._policy.backward(loss + terms, last=last)
+        if self._value_model is not None:
+            metrics |= self._accumulate_value(micro_batch, targets, counts["tokens"], last=last)
+        return metrics
+
+    def update(self, scheduled: Callable[[float], float]) -> dict[str, float]:
+        """One optimizer step of the policy, and of the value model."""
+        metrics = {}
+        if self._trains_policy:
+            metrics["gradient_norm"] = self._policy.step(scheduled(self._learning_rate))
+        if self._value_model is not None:
+            assert isinstance(self._config, PPOConfig)
+            learning_rate = scheduled(self._config.value_learning_rate)
+            metrics["value_gradient_norm"] = self._value_model.step(learning_rate)
+        return metrics
+
+    def _token_rewards(self, batch: Batch, micro_batches: Sequence[MicroBatch]) -> Tensor:
+        """[B, T]: the score at the last token, less the KL penalty of every token if it is in the reward."""
+        scores_B = batch.scores_B
+        if isinstance(self._config, GRPOConfig) and self._config.overlong_buffer_tokens:
+            scores_B = scores_B - overlong_penalty(
+                batch.mask_BT.sum(1),
+                max_tokens=self._max_new_tokens,
+                buffer_tokens=self._config.overlong_buffer_tokens,
+            )
+        if self._kl.placement == "loss":
+            no_kl_BT = torch.zeros_like(batch.behavior_logprobs_BT)
+            return kl_penalized_rewards(scores_B, no_kl_BT, batch.mask_BT, kl_coef=0.0)
+        if self._kl.estimator == "exact":
+            kl_BT = _forward(batch, micro_batches, lambda row: self._exact_kl(self._logits(row), row))
+        else:
+            kl_BT = kl_estimate(
+                batch.behavior_logprobs_BT, batch.reference_logprobs_BT, estimator=self._kl.estimator
+            )
+        return kl_penalized_rewards(scores_B, kl_BT, batch.mask_BT, kl_coef=self._kl_controller.kl_coef)
+
+    def _advantages(
+        self, batch: Batch, rewards_BT: Tensor, micro_batches: Sequence[MicroBatch]
+    ) -> dict[str, Tensor]:
+        """How much better than expected each token was, as the algorithm has it."""
+        match self._config:
+            case PPOConfig(gamma=gamma, gae_lambda=lam, whiten_advantages=whiten):
+                values_BT = _forward(batch, micro_batches, self._values)
+                advantages_BT, returns_BT = gae(rewards_BT, values_BT, batch.mask_BT, gamma=gamma, lam=lam)
+                if whiten:
+                    advantages_BT = _whitened(advantages_BT, batch.mask_BT)
+                return {"advantages": advantages_BT, "returns": returns_BT, "old_values": values_BT}
+            case ReinforceConfig():
+                rewards_to_go_BT, _ = gae(
+                    rewards_BT, torch.zeros_like(rewards_BT), batch.mask_BT, gamma=1.0, lam=1.0
+                )
+                return {"advantages": _whitened(rewards_to_go_BT, batch.mask_BT)}
+            case RLOOConfig(scale_advantages=scale):
+                advantages_B = leave_one_out_advantages(rewards_BT.sum(1), batch.group_ids_B)
+                if scale:
+                    advantages_B = advantages_B / _moments(advantages_B)[1]
+            case GRPOConfig(scale_by_std=scale_by_std):
+                advantages_B = group_advantages(
+                    rewards_BT.sum(1), batch.group_ids_B, scale_by_std=scale_by_std
+                )
+        return {"advantages": advantages_B[:, None].expand_as(rewards_BT)}
+
+    def _policy_terms(self, micro_batch: MicroBatch, normalizer: float) -> tuple[Tensor, Tensor, Metrics]:
+        """([N], [], metrics): policy log-probs, and what the loss has beside the surrogate: KL and entropy."""
+        config, kl_in_loss = self._config, self._kl.placement == "loss"
+        if not (config.entropy_coef or (kl_in_loss and self._kl.estimator == "exact")):
+            policy_N, logits_NV = self._policy_logprobs(micro_batch), None
+        else:
+            logits_NV = self._logits(micro_batch)
+            policy_N = logprobs_of(logits_NV, micro_batch.row.to(self._policy.device).target_ids_N).cpu()
+        terms, metrics = torch.zeros(()), {}
+
+        def mean(values_N: Tensor) -> Tensor:
+            return mean_over_tokens(
+                values_N,
+                micro_batch.mask_N,
+                aggregation=config.aggregation,
+                normalizer=normalizer,
+                sequence_ids=micro_batch.sequence_ids_N,
+            )
+
+        if kl_in_loss:
+            if self._kl.estimator == "exact":
+                assert logits_NV is not None
+                kl_N = self._exact_kl(logits_NV, micro_batch)
+            else:
+                reference_N = micro_batch.select(micro_batch.batch.reference_logprobs_BT)
+                kl_N = kl_estimate(policy_N, reference_N, estimator=self._kl.estimator)
+            kl = mean(kl_N)
+            terms, metrics["kl_loss"] = terms + self._kl_controller.kl_coef * kl, kl.detach()
+        if config.entropy_coef:
+            assert logits_NV is not None
+            bonus = mean(entropy(logits_NV).cpu())
+            terms, metrics["entropy"] = terms - config.entropy_coef * bonus, bonus.detach()
+        return policy_N, terms, metrics
+
+    def _accumulate_value(
+        self, micro_batch: MicroBatch, targets: Targets, num_tokens: float, *, last: bool
+    ) -> Metrics:
+        assert self._value_model is not None
+        assert isinstance(self._config, PPOConfig)
+        loss, metrics = value_loss(
+            self._values(micro_batch),
+            micro_batch.select(targets["old_values"]),
+            micro_batch.select(targets["returns"]),
+            micro_batch.mask_N,
+            clip=self._config.value_clip_range,
+            normalizer=num_tokens,
+        )
+        self._value_model.backward(loss, last=last)
+        return metrics
+
+    def _policy_logprobs(self, micro_batch: MicroBatch) -> Tensor:
+        return self._policy(micro_batch.row.to(self._policy.device), self._temperature).cpu()
+
+    def _logits(self, micro_batch: MicroBatch) -> Tensor:
+        """[N, V], where the policy lives."""
+        return self._policy(micro_batch.row.to(self._policy.device), self._temperature, logits=True)
+
+    def _exact_kl(self, logits_NV: Tensor, micro_batch: MicroBatch) -> Tensor:
+        """[N]: KL over the whole vocabulary. The base under the adapters is the reference, so that its
+        logits need not cross from another process and no second model is held."""
+        with torch.no_grad(), adapters_off(self._policy):
+            reference_NV = self._logits(micro_batch)
+        return full_kl(logits_NV, reference_NV, direction=self._kl.direction).cpu()
+
+    def _values(self, micro_batch: MicroBatch) -> Tensor:
+        assert self._value_model is not None
+        return self._value_model(micro_batch.row.to(self._value_model.device)).cpu()
+
+
+@torch.no_grad()
+def _forward(
+    batch: Batch, micro_batches: Sequence[MicroBatch], compute: Callable[[MicroBatch], Tensor]
+) -> Tensor:
+    """[B, T]: what a network says of every trained token, before the step."""
+    result_BT = torch.zeros(batch.mask_BT.shape)
+    for micro_batch in micro_batches:
+        micro_batch.scatter(compute(micro_batch), result_BT)
+    return result_BT
+
+
+def _whitened(advantages_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    mean, std = _moments(advantages_BT[mask_BT])
+    return (advantages_BT - mean) / std
+
+
+def _moments(values: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation over all ranks, the latter never 0."""
+    sums = all_reduce_sum(
+        torch.stack([torch.ones_like(values), values, values**2]).double().flatten(1).sum(1)
+    )
+    count, total, squares = sums.tolist()
+    mean = total / count
+    return mean, max(squares / count - mean**2, 0.0) ** 0.5 + STD_EPSILON
+
+
+def _logprob_gap(policy_N: Tensor, behavior_N: Tensor, mask_N: Tensor, num_tokens: float) -> Metrics:
+    """How far the engine's log-probs are from the learner's, in nats. Right at a step's first update only."""
+    gap_N = (policy_N - behavior_N).abs() * mask_N
+    return {"logprob_gap_max": gap_N.max(), "logprob_gap_mean": gap_N.sum() / num_tokens}
