@@ -32,6 +32,47 @@ class JsonLinesPrompts(Section):
 PromptsConfig = Annotated[MovieReviewPrompts | JsonLinesPrompts, Field(discriminator="kind")]
 
 
+class MovieReviewDataset(Section):
+    """Human-rated movie-review snippets to learn from: texts that people liked, or comparisons."""
+
+    kind: Literal["movie-reviews"]
+    content: Literal["demonstrations", "comparisons"]
+    """Single snippets, continued from their first words; or groups of snippets with their ratings."""
+    first_words: int = Field(default=4, ge=1)
+    """Of demonstrations: how many words make the prompt, which is not learned."""
+    min_rating: float = Field(default=0.0, ge=-4, le=4)
+    """Of demonstrations: only snippets whose mean rating is at least this."""
+    group_size: int = Field(default=2, ge=2, le=9)
+    """Of comparisons: snippets of a group."""
+    min_rating_difference: float = Field(default=1.0, gt=0)
+    """Of comparisons: the best and the worst of a group are rated at least this far apart."""
+    max_examples: int = Field(default=2000, ge=1)
+    """Largest number of groups."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of the split into train, held-out and prompts; no snippet is in two of them."""
+
+
+class JsonLinesDataset(Section):
+    """Texts of one's own: JSON lines in TRL's formats, standard or conversational (see docs/datasets.md)."""
+
+    kind: Literal["jsonl"]
+    path: str
+    """The file. Relative paths start at the recipe's folder."""
+
+
+class RunDataset(Section):
+    """What an earlier run has sampled, with its rewards: on-policy preferences."""
+
+    kind: Literal["run"]
+    path: str
+    """The run's folder. Relative paths start at the recipe's folder."""
+    first_step: int = Field(default=1, ge=1)
+    """Earliest step whose samples are used."""
+
+
+DatasetConfig = Annotated[MovieReviewDataset | JsonLinesDataset | RunDataset, Field(discriminator="kind")]
+
+
 class RolloutConfig(Section):
     """Rollout workers: processes that sample completions with a vLLM engine."""
 
@@ -43,6 +84,8 @@ class RolloutConfig(Section):
     """Longest completion, in tokens."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature. The learner divides its logits by it too, so that ratios compare like with like."""
+    max_resamples: int = Field(default=0, ge=0)
+    """Times that a group is replaced by another prompt's if all its completions score the same."""
     max_concurrent_sequences: int = Field(default=64, ge=1)
     """Sequences that one engine decodes at a time."""
     kv_cache_gib: int = Field(default=1, ge=1)

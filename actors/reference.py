@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from core.config import ModelConfig
-from core.messages import Completion, Float32s
+from core.messages import Completion, Demonstration, Float32s
 from core.models import load_policy
 from core.packing import pack_row
 
@@ -21,7 +21,7 @@ class ReferenceScorer:
         self._temperature = temperature
 
     @torch.inference_mode()
-    def score(self, completions: Sequence[Completion]) -> list[Float32s]:
+    def score(self, completions: Sequence[Completion | Demonstration]) -> list[Float32s]:
         """One [T] array a completion, float32, nats: 0 where the token was not sampled.
 
         At the sampling temperature, so that the KL compares the distributions that were sampled from.
@@ -35,7 +35,7 @@ class ReferenceScorer:
         ]
 
 
-def _scatter(completion: Completion, logprobs: Float32s) -> Float32s:
+def _scatter(completion: Completion | Demonstration, logprobs: Float32s) -> Float32s:
     logprobs_T = np.zeros(len(completion.token_ids_T), dtype=np.float32)
     logprobs_T[completion.sampled_T] = logprobs
     return logprobs_T

@@ -13,8 +13,21 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from core.messages import Completion, Prompt, Rollout, RolloutGroup, SampleRequest
+from core.messages import (
+    Completion,
+    Demonstration,
+    DemonstrationGroup,
+    Float32s,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    SampleRequest,
+    VersionSpan,
+)
 from core.weights import WeightManifest
+
+DATASET_REWARD = "dataset"
+"""Source of the reward that a dataset's text brings along."""
 
 
 class SamplerHandle(Protocol):
@@ -34,7 +47,7 @@ class SamplerHandle(Protocol):
 class ScorerHandle(Protocol):
     """Reference scorers ([T] float32 a completion) or reward servers (a float a completion)."""
 
-    async def score(self, completion: Completion) -> Any: ...
+    async def score(self, completion: Completion | Demonstration) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +86,16 @@ class RolloutPool:
             group_id=group_id, rollouts=tuple(scoring[request.request_id].result() for request in requests)
         )
 
+    async def score_demonstrations(self, group: DemonstrationGroup) -> RolloutGroup:
+        """As rollouts of the reference: that a dataset's texts came from it is what offline methods assume."""
+        async with _first_error(), asyncio.TaskGroup() as tasks:
+            scoring = [tasks.create_task(_score(self._reference, text)) for text in group.demonstrations]
+        rollouts = [
+            _as_rollout(f"{group.group_id}-{index}", text, task.result())
+            for index, (text, task) in enumerate(zip(group.demonstrations, scoring, strict=True))
+        ]
+        return RolloutGroup(group_id=group.group_id, rollouts=tuple(rollouts))
+
     async def rewards_of(self, completion: Completion) -> dict[str, float]:
         """One reward a source."""
         async with _first_error(), asyncio.TaskGroup() as tasks:
@@ -103,8 +126,27 @@ class RolloutPool:
         )
 
 
-async def _score(scorer: ScorerHandle, completion: Completion) -> Any:
+async def _score(scorer: ScorerHandle, completion: Completion | Demonstration) -> Any:
     return await scorer.score(completion)
+
+
+def _as_rollout(request_id: str, text: Demonstration, reference_logprobs_T: Float32s) -> Rollout:
+    completion = Completion(
+        request_id=request_id,
+        prompt=text.prompt,
+        token_ids_T=text.token_ids_T,
+        sampled_T=text.sampled_T,
+        behavior_logprobs_T=reference_logprobs_T,
+        version_spans=(VersionSpan(policy_version=0, start=0, stop=text.num_completion_tokens),),
+        text=text.text,
+        truncated=False,
+    )
+    return Rollout(
+        completion=completion,
+        reference_logprobs_T=reference_logprobs_T,
+        rewards={DATASET_REWARD: text.score},
+        score=text.score,
+    )
 
 
 @asynccontextmanager

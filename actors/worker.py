@@ -11,7 +11,7 @@ from actors.batching import DynamicBatcher
 from actors.config import ReferenceConfig, RewardFunctionReward, RewardModelReward, RolloutConfig
 from actors.engine_loop import EngineLoop
 from core.config import ModelConfig
-from core.messages import Completion, SampleRequest
+from core.messages import Completion, Demonstration, SampleRequest
 from core.remote import actor_options, answer, own_memory_bytes
 from core.weights import WeightManifest
 
@@ -87,7 +87,7 @@ class ScorerWorker:
         budget = getattr(config, "token_budget", FUNCTION_BATCH_TOKENS)
         self._batcher = DynamicBatcher(scorer.score, cost=lambda c: len(c.token_ids_T), budget=budget)
 
-    async def score(self, completion: Completion) -> Any:
+    async def score(self, completion: Completion | Demonstration) -> Any:
         return await self._batcher.submit(completion)
 
     async def memory_bytes(self) -> int:
@@ -187,7 +187,7 @@ class ScorerPool:
         for index, loaded in enumerate(loading):
             await answer(loaded, who=f"{self.name}-{index}", what="loading its model", deadline_s=deadline_s)
 
-    async def score(self, completion: Completion) -> Any:
+    async def score(self, completion: Completion | Demonstration) -> Any:
         """One float for a reward, [T] float32 for the reference."""
         index = self._waiting.index(min(self._waiting))
         self._waiting[index] += 1

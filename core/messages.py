@@ -84,6 +84,33 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """A completion that a dataset holds: no policy of ours sampled it, so nobody reported log-probs."""
+
+    prompt: Prompt
+    token_ids_T: Int32s
+    """[T] int32: prompt, then completion."""
+    sampled_T: Bools
+    """[T] bool: True on the completion, as if a policy had sampled it."""
+    text: str
+    """The completion's text."""
+    score: float
+    """How people rated it; of a preference without ratings 1 for the chosen one, 0 for the rejected one."""
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.token_ids_T) - len(self.prompt.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemonstrationGroup:
+    """All demonstrations of one prompt that a step learns from."""
+
+    group_id: str
+    demonstrations: tuple[Demonstration, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """A completion, scored by the reference and by every reward."""
 
@@ -115,6 +142,12 @@ class RolloutGroup:
     @property
     def policy_version(self) -> int:
         return min(rollout.completion.policy_version for rollout in self.rollouts)
+
+    @property
+    def reference_nll(self) -> float:
+        """Mean negative log-likelihood of the completions' tokens under the reference, in nats."""
+        logprobs = np.concatenate([r.reference_logprobs_T[r.completion.sampled_T] for r in self.rollouts])
+        return -float(logprobs.mean(dtype=np.float64))
 
     @property
     def num_tokens(self) -> int:

@@ -42,6 +42,30 @@ _DECLARED = (
     Metric("leash_kl_coef", "gauge", "", "Coefficient of the KL penalty in the reward"),
     # Learning.
     Metric("leash_policy_loss", "gauge", "", "Clipped surrogate loss of the policy"),
+    Metric(
+        "leash_kl_loss", "gauge", "nats", "KL term of the policy's loss, per token, before its coefficient"
+    ),
+    Metric("leash_entropy", "gauge", "nats", "Entropy of the policy, per token"),
+    Metric(
+        "leash_pair_accuracy_fraction",
+        "gauge",
+        "ratio",
+        "Pairs whose chosen completion has the larger log-ratio",
+    ),
+    Metric(
+        "leash_pair_margin_nats",
+        "gauge",
+        "nats",
+        "Log-ratio of the chosen completion less the rejected one's",
+    ),
+    Metric("leash_pair_score_gap", "gauge", "", "Score of the chosen completion less the rejected one's"),
+    Metric("leash_num_updates", "gauge", "", "Optimizer updates of the step"),
+    Metric(
+        "leash_groups_resampled",
+        "gauge",
+        "",
+        "Groups replaced so far, for completions that all scored the same",
+    ),
     Metric("leash_value_loss", "gauge", "", "Loss of the value model"),
     Metric("leash_explained_variance", "gauge", "", "1 - Var(returns - values) / Var(returns), at most 1"),
     Metric(

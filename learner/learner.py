@@ -15,8 +15,8 @@ from statistics import fmean
 
 import torch
 
-from core.messages import RolloutGroup
-from core.packing import PackedRow, pack_row
+from core.messages import Demonstration, RolloutGroup
+from core.packing import PackedRow, pack_row, plan_rows
 from learner.algorithm_config import (
     AlgorithmConfig,
     GRPOConfig,
@@ -92,6 +92,18 @@ class Learner:
     def probe_logprobs(self, row: PackedRow) -> torch.Tensor:
         """[N] float32, nats: a probe sequence under the present weights, at temperature 1. All ranks call."""
         return self.policy(row.to(self.policy.device)).cpu()
+
+    @torch.no_grad()
+    def mean_nll(self, texts: Sequence[Demonstration]) -> float:
+        """Nats a token: mean negative log-likelihood of texts, for held-out perplexity. All ranks call, and
+        each looks at all texts."""
+        total, num_tokens = 0.0, 0
+        sequences = [(text.token_ids_T, text.sampled_T) for text in texts]
+        for members in plan_rows([len(ids) for ids, _ in sequences], self._config.token_budget):
+            row = pack_row([sequences[member] for member in members])
+            total -= float(self.policy(row.to(self.policy.device)).double().sum())
+            num_tokens += len(row.target_ids_N)
+        return total / num_tokens
 
     def _updates(self, batch: Batch, targets: Targets) -> list[dict[str, float]]:
         """The metrics of each optimizer step: epochs of mini-batches, ended early by a policy gone too far."""

@@ -95,13 +95,13 @@ class DirectAlignment:
         margin_P = log_ratio_S[chosen_P] - log_ratio_S[rejected_P]
         return loss, {
             "policy_loss": loss.detach(),
-            "pair_accuracy": (margin_P > 0).sum() / num_pairs,
+            "pair_accuracy_fraction": (margin_P > 0).sum() / num_pairs,
             "pair_margin_nats": margin_P.sum() / num_pairs,
             "pair_score_gap": gap_P.sum() / num_pairs,
         }
 
 
-PAIR_METRICS = ("policy_loss", "pair_accuracy", "pair_margin_nats", "pair_score_gap")
+PAIR_METRICS = ("policy_loss", "pair_accuracy_fraction", "pair_margin_nats", "pair_score_gap")
 
 
 def _pair_of(group: Sequence[int], batch: Batch) -> list[int]:

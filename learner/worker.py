@@ -13,7 +13,7 @@ import ray
 
 from core.config import ModelConfig
 from core.errors import UserError
-from core.messages import Int32s, RolloutGroup
+from core.messages import Demonstration, Int32s, RolloutGroup
 from core.remote import actor_options, answer, node_address, own_memory_bytes
 from core.weights import WeightManifest
 from learner.algorithm_config import AlgorithmConfig, PPOConfig
@@ -109,6 +109,9 @@ class LearnerWorker:
         metrics = self._learner.train_step(groups)
         return metrics | {"learn_s": time.perf_counter() - started}
 
+    def mean_nll(self, texts: Sequence[Demonstration]) -> float:
+        return self._learner.mean_nll(texts)
+
     def pack_weights(self) -> tuple[WeightManifest | None, dict[str, float]]:
         return self._push.pack()
 
@@ -184,6 +187,13 @@ class LearnerGroup:
         manifest, timing = answers[0]
         assert manifest is not None
         return manifest, timing
+
+    async def mean_nll(self, texts: Sequence[Demonstration]) -> float:
+        """Mean negative log-likelihood of texts under the present policy, in nats a token."""
+        answers = await self._all(
+            "mean_nll", list(texts), what="scoring held-out texts", deadline_s=self._learn_s
+        )
+        return float(answers[0])
 
     async def save(self, folder: Path) -> None:
         await self._all("save", folder, what="saving", deadline_s=self._learn_s)

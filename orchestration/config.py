@@ -6,7 +6,7 @@ file into a `Recipe` and reports what both find.
 
 from pydantic import Field
 
-from actors.config import PromptsConfig, ReferenceConfig, RewardConfig, RolloutConfig
+from actors.config import DatasetConfig, PromptsConfig, ReferenceConfig, RewardConfig, RolloutConfig
 from core.config import ModelConfig, Section
 from learner.algorithm_config import AlgorithmConfig
 from learner.config import KLConfig, LearnerConfig, RewardModelConfig
@@ -65,6 +65,7 @@ class Recipe(Section):
     """Seed of prompts, sampling, shuffling and evaluation."""
     model: ModelConfig
     prompts: PromptsConfig
+    dataset: DatasetConfig | None = None
     rollout: RolloutConfig = RolloutConfig()
     reference: ReferenceConfig = ReferenceConfig()
     rewards: list[RewardConfig] = Field(min_length=1)

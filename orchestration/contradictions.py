@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from actors.config import (
+    DatasetConfig,
+    MovieReviewDataset,
     MovieReviewPrompts,
     PromptsConfig,
     ReferenceConfig,
@@ -17,7 +19,17 @@ from actors.config import (
     RolloutConfig,
 )
 from core.config import ModelConfig
-from learner.algorithm_config import AlgorithmConfig, PPOConfig, RLOOConfig
+from learner.algorithm_config import (
+    AlgorithmConfig,
+    DPOConfig,
+    GRPOConfig,
+    PolicyGradientConfig,
+    PPOConfig,
+    REBELConfig,
+    RLOOConfig,
+    RPOConfig,
+    SFTConfig,
+)
 from learner.config import KLConfig, LearnerConfig, RewardModelConfig
 from orchestration.config import TrainerConfig
 
@@ -44,12 +56,54 @@ def contradictions(sections: Mapping[str, object]) -> list[Contradiction]:
     return found
 
 
-def _check_groups(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterator[Contradiction]:
-    if isinstance(algorithm, RLOOConfig) and rollout.group_size < 2:
+def _check_groups(
+    algorithm: AlgorithmConfig, rollout: RolloutConfig, dataset: DatasetConfig | None
+) -> Iterator[Contradiction]:
+    compares = isinstance(algorithm, RLOOConfig | GRPOConfig | DPOConfig | RPOConfig | REBELConfig)
+    if compares and dataset is None and rollout.group_size < 2:
         yield Contradiction(
             ("rollout.group_size", "algorithm.kind"),
-            "rloo compares the completions of a prompt with each other, so it needs at least 2",
+            f"{algorithm.kind} compares the completions of a prompt with each other, so it needs at least 2",
             'set 4, or algorithm.kind = "ppo"',
+        )
+
+
+def _check_dataset(
+    algorithm: AlgorithmConfig, rollout: RolloutConfig, dataset: DatasetConfig | None
+) -> Iterator[Contradiction]:
+    if isinstance(algorithm, PolicyGradientConfig) and dataset is not None:
+        yield Contradiction(
+            ("dataset", "algorithm.kind"),
+            f"{algorithm.kind} learns from what the present policy samples, not from a dataset",
+            'leave the table out, or set algorithm.kind = "sft" or "dpo"',
+        )
+    if isinstance(algorithm, SFTConfig) and dataset is None and algorithm.top_k is None:
+        yield Contradiction(
+            ("algorithm.top_k", "algorithm.kind"),
+            "sft on all of the policy's own samples teaches nothing",
+            "set 1 for rejection sampling, or add a [dataset] table",
+        )
+    if isinstance(algorithm, DPOConfig | RPOConfig | REBELConfig) and (
+        isinstance(dataset, MovieReviewDataset) and dataset.content == "demonstrations"
+    ):
+        yield Contradiction(
+            ("dataset.content", "algorithm.kind"),
+            f"{algorithm.kind} compares completions, and a demonstration stands alone",
+            'set "comparisons"',
+        )
+    if isinstance(algorithm, DPOConfig) and (algorithm.variant == "conservative") != (
+        algorithm.label_smoothing > 0
+    ):
+        yield Contradiction(
+            ("algorithm.label_smoothing", "algorithm.variant"),
+            "labels that may be wrong are what the conservative variant is for, and only it",
+            'set 0.1, say, with variant = "conservative", or 0 with another',
+        )
+    if isinstance(algorithm, GRPOConfig) and algorithm.overlong_buffer_tokens > rollout.max_new_tokens:
+        yield Contradiction(
+            ("algorithm.overlong_buffer_tokens", "rollout.max_new_tokens"),
+            f"the buffer lies before the limit, rollout.max_new_tokens = {rollout.max_new_tokens}",
+            f"set {max(1, rollout.max_new_tokens // 4)}, say",
         )
 
 
@@ -70,7 +124,28 @@ def _check_batch(
         )
 
 
-def _check_kl(kl: KLConfig) -> Iterator[Contradiction]:
+def _check_kl_estimator(kl: KLConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
+    if kl.placement == "loss" and kl.estimator == "k1":
+        yield Contradiction(
+            ("kl.estimator", "kl.placement"),
+            "in the loss the mean gradient of k1 is 0, so it holds nothing back",
+            'set "k3" (GRPO), "k2" (reverse KL\'s gradient) or "exact"',
+        )
+    if kl.estimator == "exact" and learner.lora is None:
+        yield Contradiction(
+            ("kl.estimator", "learner.lora"),
+            "the exact KL is taken to the base under the adapters, so it needs adapters",
+            'add a [learner.lora] table, or set "k1"',
+        )
+    if kl.direction == "forward" and kl.estimator != "exact":
+        yield Contradiction(
+            ("kl.direction", "kl.estimator"),
+            "estimators from sampled tokens are of the reverse KL",
+            'set "reverse", or kl.estimator = "exact"',
+        )
+
+
+def _check_kl_controller(kl: KLConfig) -> Iterator[Contradiction]:
     if kl.controller == "adaptive" and kl.kl_target is None:
         yield Contradiction(
             ("kl.kl_target", "kl.controller"),
@@ -166,8 +241,10 @@ def _check_value_model(algorithm: AlgorithmConfig, rewards: list[RewardConfig]) 
 
 _CHECKS: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_groups,
+    _check_dataset,
     _check_batch,
-    _check_kl,
+    _check_kl_estimator,
+    _check_kl_controller,
     _check_completion_length,
     _check_token_budgets,
     _check_devices,

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from actors.config import MovieReviewPrompts, RewardModelReward
+from actors.config import MovieReviewDataset, MovieReviewPrompts, RewardModelReward
+from actors.dataset import load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
 from core.messages import Int32s
 from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
 from orchestration.config import Recipe
 
+HELDOUT_TEXTS = 64
+"""Human-written texts whose perplexity is reported before and after."""
 PROBE_TOKENS = 32
 """Length of the sequence on which engine and learner are compared after every push."""
 
@@ -31,6 +34,29 @@ class RunInputs:
             data_folder=asset_path(RATINGS.name) if isinstance(recipe.prompts, MovieReviewPrompts) else None,
             num_heldout=recipe.trainer.heldout_prompts,
             max_prompt_tokens=recipe.model.max_model_len - recipe.rollout.max_new_tokens,
+        )
+        self.heldout_texts = (
+            load_heldout_texts(
+                recipe.prompts,
+                self.tokenizer,
+                data_folder=asset_path(RATINGS.name),
+                count=HELDOUT_TEXTS,
+                max_tokens=recipe.model.max_model_len,
+            )
+            if isinstance(recipe.prompts, MovieReviewPrompts)
+            else None
+        )
+        self.dataset = (
+            load_dataset(
+                recipe.dataset,
+                self.tokenizer,
+                data_folder=asset_path(RATINGS.name)
+                if isinstance(recipe.dataset, MovieReviewDataset)
+                else None,
+                max_tokens=recipe.model.max_model_len,
+            )
+            if recipe.dataset
+            else None
         )
         self.reward_paths: dict[str, Path] = {}
         self.reward_model_metrics: dict[str, Any] = {}

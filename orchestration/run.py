@@ -4,6 +4,7 @@ The loop itself is `orchestration/trainer.py`.
 """
 
 import asyncio
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from orchestration.interrupts import Interrupts
 from orchestration.metrics_hub import MetricsHub
 from orchestration.run_folder import RunFolder, write_atomically, write_json
 from orchestration.run_log import RunLog
+from orchestration.sources import DatasetGroups, GroupSource, SampledGroups
 from orchestration.summary import run_figures
 from orchestration.terminal import TerminalView, before_after_markdown, before_after_table
 from orchestration.trainer import Trainer
@@ -128,7 +130,8 @@ class Run:
         self._view.phase("save")
         if self._recipe.trainer.save_model:
             await self._workers.learner.save_model((self._folder.path / "model").absolute())
-        summary = summarize(comparison) | run_figures(
+        summary = summarize(comparison) | {"heldout_perplexity": await self._perplexity()}
+        summary |= run_figures(
             self._recipe,
             self._log.records,
             memory=self._memory,
@@ -143,18 +146,41 @@ class Run:
         before_after_table(rows, summary)
         return summary
 
+    async def _perplexity(self) -> dict[str, float] | None:
+        """Of human-written texts that nothing was learned from; None if the prompts have none. The reference
+        is the untrained policy."""
+        texts = self._inputs.heldout_texts
+        if texts is None:
+            return None
+        reference = await self._workers.pool.score_demonstrations(texts)
+        return {
+            "before": math.exp(reference.reference_nll),
+            "after": math.exp(await self._workers.learner.mean_nll(texts.demonstrations)),
+        }
+
     def _make_trainer(self) -> Trainer:
         recipe = self._recipe
         return Trainer(
             pool=self._workers.pool,
             learner=self._workers.learner,
-            prompts=PromptStream(self._inputs.train_prompts, seed=recipe.seed),
+            source=self._make_source(),
             observer=self._log,
             prompts_per_step=recipe.trainer.prompts_per_step,
-            group_size=recipe.rollout.group_size,
             max_lag=recipe.trainer.max_lag,
-            seed=recipe.seed,
             deadlines=recipe.deadlines,
+        )
+
+    def _make_source(self) -> GroupSource:
+        recipe, pool = self._recipe, self._workers.pool
+        if self._inputs.dataset is not None:
+            return DatasetGroups(pool, self._inputs.dataset, seed=recipe.seed)
+        return SampledGroups(
+            pool,
+            PromptStream(self._inputs.train_prompts, seed=recipe.seed),
+            group_size=recipe.rollout.group_size,
+            max_resamples=recipe.rollout.max_resamples,
+            seed=recipe.seed,
+            resampled=lambda count: self._hub.set("leash_groups_resampled", count),
         )
 
     async def _load_checkpoint(self) -> int:

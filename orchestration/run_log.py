@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.run_samples import rows_of
 from core.messages import RolloutGroup
 from orchestration.metrics_hub import MetricsHub
 from orchestration.terminal import TerminalView
@@ -14,6 +15,12 @@ from orchestration.terminal import TerminalView
 LEARNING_METRICS = (
     "policy_loss",
     "value_loss",
+    "kl_loss",
+    "entropy",
+    "pair_accuracy_fraction",
+    "pair_margin_nats",
+    "pair_score_gap",
+    "num_updates",
     "approx_kl",
     "gradient_norm",
     "value_gradient_norm",
@@ -75,7 +82,8 @@ class RunLog:
             if name in record:
                 hub.set(f"leash_{name}", record[name])
         for side in ("low", "high"):
-            hub.set("leash_clip_fraction", record[f"clip_fraction_{side}"], side=side)
+            if f"clip_fraction_{side}" in record:
+                hub.set("leash_clip_fraction", record[f"clip_fraction_{side}"], side=side)
         for source in groups[0].rollouts[0].rewards:
             hub.set("leash_reward", record[f"reward_{source}"], source=source)
         for name in (
@@ -95,17 +103,18 @@ class RunLog:
         for phase in ("rollout", "learn", "push"):
             hub.observe("leash_phase_seconds", record[f"{phase}_s"], phase=phase)
         hub.set("leash_step_seconds", record["step_s"])
-        for part in PUSH_PARTS:
-            hub.set("leash_weight_push_seconds", record[f"{part}_s"], part=part)
-        hub.set("leash_weight_push_bytes", record["bytes"])
-        hub.set("leash_copy_seconds", record["copy_s"])
-        hub.set("leash_probe_gap", record["probe_gap"])
+        if "pack_s" in record:  # a dataset's steps push no weights
+            for part in PUSH_PARTS:
+                hub.set("leash_weight_push_seconds", record[f"{part}_s"], part=part)
+            hub.set("leash_weight_push_bytes", record["bytes"])
+            hub.set("leash_copy_seconds", record["copy_s"])
+            hub.set("leash_probe_gap", record["probe_gap"])
         hub.set("leash_tokens_per_second", record["tokens_per_second"], part="run")
         hub.set("leash_tokens_per_second", record["sampled_tokens"] / record["rollout_s"], part="rollout")
         hub.set("leash_tokens_per_second", record["tokens"] / record["learn_s"], part="learner")
 
     def _write_samples(self, groups: Sequence[RolloutGroup], step: int) -> None:
-        lines = [json.dumps(row) for group in groups for row in _sample_rows(group)]
+        lines = [json.dumps(row) for group in groups for row in rows_of(group)]
         (self._folder / "samples" / f"step-{step:06d}.jsonl").write_text(
             "\n".join(lines) + "\n", encoding="utf-8"
         )
@@ -138,21 +147,3 @@ def _timing_figures(groups: Sequence[RolloutGroup], timing: dict[str, float]) ->
     tokens = sum(group.num_tokens for group in groups)
     durations = {name: value for name, value in timing.items() if name != "started"}
     return durations | {"step_s": step_s, "tokens_per_second": tokens / step_s}
-
-
-def _sample_rows(group: RolloutGroup) -> list[dict[str, Any]]:
-    return [
-        {
-            "group": group.group_id,
-            "policy_version": rollout.completion.policy_version,
-            "prompt": rollout.completion.prompt.text,
-            "completion": rollout.completion.text,
-            "token_ids": rollout.completion.token_ids_T.tolist(),
-            "behavior_logprobs": [round(float(x), 5) for x in rollout.completion.behavior_logprobs_T],
-            "reference_logprobs": [round(float(x), 5) for x in rollout.reference_logprobs_T],
-            "rewards": dict(rollout.rewards),
-            "score": rollout.score,
-            "kl_nats": rollout.kl_nats,
-        }
-        for rollout in group.rollouts
-    ]

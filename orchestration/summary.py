@@ -38,15 +38,20 @@ def run_figures(
             part: median(records, f"{part}_s") for part in ("pack", "probe", "load", "verify")
         },
         "copy_s": median(records, "copy_s"),
-        "logprob_gap_max": max(record["logprob_gap_max"] for record in records),
-        "probe_gap_max": max(record["probe_gap"] for record in records),
+        "logprob_gap_max": largest(records, "logprob_gap_max"),
+        "probe_gap_max": largest(records, "probe_gap"),
         "peak_memory_bytes": memory,
         "seed": recipe.seed,
         "versions": versions(),
     }
 
 
-def median(records: Sequence[dict[str, Any]], name: str) -> float:
-    """Median of a figure over the steps."""
-    middle: float = statistics.median(record[name] for record in records)
-    return middle
+def median(records: Sequence[dict[str, Any]], name: str) -> float | None:
+    """Median of a figure over the steps that have it; None if none has."""
+    values = [record[name] for record in records if name in record]
+    return statistics.median(values) if values else None
+
+
+def largest(records: Sequence[dict[str, Any]], name: str) -> float | None:
+    """Largest of a figure over the steps that have it; None if none has."""
+    return max((record[name] for record in records if name in record), default=None)

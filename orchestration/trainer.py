@@ -1,8 +1,10 @@
 """The training loop: prompts out, rollouts in, learn, publish weights.
 
-    prompts -> actors.roll_out -> RolloutQueue -> learner.train_step -> push_weights -+
-                  ^                                                                   |
-                  +------------------------ new policy version -----------------------+
+    source.group -> RolloutQueue -> learner.train_step -> push_weights -+
+         ^                                                              |
+         +---------------------- new policy version --------------------+
+
+A source that does not sample (a dataset) needs no new weights before the last step.
 
 Knows no GPU and no Ray: it is given an actor pool and a learner, which are Ray workers in production and
 plain objects in tests.
@@ -13,15 +15,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from actors.prompts import PromptStream
 from actors.rollout import RolloutPool
 from core.messages import RolloutGroup
 from core.weights import WeightManifest
 from orchestration.config import DeadlinesConfig
 from orchestration.rollout_queue import RolloutQueue
-
-SEEDS_PER_GROUP = 1_000
-"""Seeds set aside for the completions of one group, so that no two completions of a run share one."""
+from orchestration.sources import GroupSource
 
 
 class LearnerHandle(Protocol):
@@ -58,22 +57,18 @@ class Trainer:
         *,
         pool: RolloutPool,
         learner: LearnerHandle,
-        prompts: PromptStream,
+        source: GroupSource,
         observer: Observer,
         prompts_per_step: int,
-        group_size: int,
         max_lag: int,
-        seed: int,
         deadlines: DeadlinesConfig,
     ) -> None:
         self._pool = pool
         self._learner = learner
-        self._prompts = prompts
+        self._source = source
         self._observer = observer
         self._prompts_per_step = prompts_per_step
-        self._group_size = group_size
         self._max_lag = max_lag
-        self._seed = seed
         self._deadlines = deadlines
         self._stopping = False
 
@@ -98,11 +93,12 @@ class Trainer:
                 self._observer.phase("learn")
                 learning = await self._learner.train_step(groups)
                 timing["learn_s"] = _lap(timing)
-                self._observer.phase("push")
-                timing |= await self.push_weights()
+                version += 1
+                if self._source.on_policy or version == stop:
+                    self._observer.phase("push")
+                    timing |= await self.push_weights()
                 timing["push_s"] = _lap(timing)
                 queue.release_step()
-                version += 1
                 self._observer.step(version, groups, learning, timing)
                 await after_step(version)
         finally:
@@ -122,13 +118,7 @@ class Trainer:
     async def _start_rollouts(self, queue: RolloutQueue, start: int, stop: int) -> None:
         """Start groups as tickets come free: those that take the policy from version `start` to `stop`."""
         for number in range(start * self._prompts_per_step, stop * self._prompts_per_step):
-            await queue.start(lambda number=number: self._roll_out(number))  # type: ignore[misc]
-
-    async def _roll_out(self, number: int) -> RolloutGroup:
-        """The group with this number: its prompt and seeds are the same in every run of the recipe."""
-        first_seed = (self._seed * 1_000_003 + number) * SEEDS_PER_GROUP
-        seeds = range(first_seed, first_seed + self._group_size)
-        return await self._pool.roll_out(self._prompts[number], group_id=f"group-{number}", seeds=seeds)
+            await queue.start(lambda number=number: self._source.group(number))  # type: ignore[misc]
 
 
 def _lap(timing: dict[str, float]) -> float:

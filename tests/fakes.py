@@ -145,7 +145,7 @@ class FakeScorer:
         self.num_started = 0
         self.num_cancelled = 0
 
-    async def score(self, completion: Completion) -> Any:
+    async def score(self, completion: Any) -> Any:
         self.num_started += 1
         try:
             await asyncio.sleep(self._delay_s)

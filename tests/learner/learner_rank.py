@@ -24,10 +24,21 @@ from core.messages import Completion, Prompt, Rollout, RolloutGroup, VersionSpan
 from core.models import load_policy, load_scalar_model
 from core.packing import pack_row
 from learner import checkpoint
-from learner.algorithm_config import AlgorithmConfig, PPOConfig, RLOOConfig
+from learner.algorithm_config import (
+    AlgorithmConfig,
+    DPOConfig,
+    GRPOConfig,
+    PPOConfig,
+    REBELConfig,
+    ReinforceConfig,
+    RLOOConfig,
+    RPOConfig,
+    SFTConfig,
+)
 from learner.config import KLConfig, LearnerConfig
 from learner.engine import ZeroEngine, join_group, leave_group
 from learner.learner import Learner
+from learner.lora import add_adapter
 
 VOCABULARY = 512
 GROUPS, GROUP_SIZE, LONGEST = 5, 3, 40
@@ -35,6 +46,32 @@ DEADLINE_S = 120.0
 RLOO = RLOOConfig(kind="rloo")
 PPO = PPOConfig(kind="ppo", value_learning_rate=1e-3)
 KL = KLConfig(kl_coef=0.1, controller="adaptive", kl_target=1.0, horizon=100)
+
+LORA = {"lora": {"rank": 4, "alpha": 8.0}}
+METHODS: dict[str, tuple[AlgorithmConfig, dict[str, Any]]] = {
+    "grpo": (GRPOConfig(kind="grpo"), {"kl": KLConfig(placement="loss", estimator="k3", kl_coef=0.1)}),
+    "dr-grpo": (GRPOConfig(kind="grpo", scale_by_std=False, aggregation="constant"), {}),
+    "dapo": (
+        GRPOConfig(kind="grpo", aggregation="token", clip_range_high=0.28, overlong_buffer_tokens=8),
+        {"kl": KLConfig(kl_coef=0.0)},
+    ),
+    "gspo": (GRPOConfig(kind="grpo", ratio="sequence", dual_clip=3.0), {}),
+    "reinforce": (ReinforceConfig(kind="reinforce++", importance_sampling="token", entropy_coef=0.01), {}),
+    "importance": (RLOOConfig(kind="rloo", importance_sampling="sequence", max_approx_kl=0.5), {}),
+    "exact-kl-reward": (PPOConfig(kind="ppo"), {"kl": KLConfig(estimator="exact"), **LORA}),
+    "exact-kl-loss": (
+        RLOOConfig(kind="rloo"),
+        {"kl": KLConfig(placement="loss", estimator="exact", direction="forward"), **LORA},
+    ),
+    "sft": (SFTConfig(kind="sft"), {}),
+    "best-of-prompt": (SFTConfig(kind="sft", top_k=1), {}),
+    "best-of-step": (SFTConfig(kind="sft", top_k=4, top_k_of="step"), {}),
+    "dpo": (DPOConfig(kind="dpo", nll_coef=0.1, weight_by_reward=True), {}),
+    "ipo": (DPOConfig(kind="dpo", variant="ipo"), {}),
+    "rpo": (RPOConfig(kind="rpo"), {}),
+    "rebel": (REBELConfig(kind="rebel"), {}),
+}
+"""Every method beside RLOO and PPO, with the options that change what is computed."""
 
 Scenario = Callable[["Rank", str], None]
 
@@ -49,7 +86,13 @@ class Rank:
         self._policy = load_policy(folder / "policy", "float32").eval()
 
     def learner(
-        self, zero_stage: int, algorithm: AlgorithmConfig, *, token_budget: int = 256, **keys: Any
+        self,
+        zero_stage: int,
+        algorithm: AlgorithmConfig,
+        *,
+        token_budget: int = 256,
+        kl: KLConfig = KL,
+        **keys: Any,
     ) -> Learner:
         config = LearnerConfig.model_validate(
             {
@@ -65,13 +108,17 @@ class Rank:
             value_model = ZeroEngine(
                 load_scalar_model(self.folder / "value", "float32"), config, dtype="float32"
             )
+        policy = load_policy(self.folder / "policy", "float32")
+        if config.lora is not None:
+            torch.manual_seed(0)
+            add_adapter(policy, config.lora)
         return Learner(
             rank=self.rank,
             world_size=self.world_size,
             config=config,
             algorithm=algorithm,
-            kl=KL,
-            policy=ZeroEngine(load_policy(self.folder / "policy", "float32"), config, dtype="float32"),
+            kl=kl,
+            policy=ZeroEngine(policy, config, dtype="float32"),
             value_model=value_model,
             temperature=1.0,
             max_new_tokens=LONGEST,
@@ -239,6 +286,15 @@ SCENARIOS: dict[str, Scenario] = {
     **{f"ppo-{stage}": three_steps(stage, PPO) for stage in range(4)},
     "rloo-small-rows": three_steps(0, RLOO, token_budget=48),
     "ppo-small-rows": three_steps(0, PPO, token_budget=48),
+    **{
+        f"{name}-{stage}": three_steps(stage, METHODS[name][0], **METHODS[name][1])
+        for name in METHODS
+        for stage in (0, 3)
+    },
+    **{
+        f"{name}-small-rows": three_steps(0, METHODS[name][0], **METHODS[name][1], token_budget=48)
+        for name in METHODS
+    },
     "rloo-checkpointing": three_steps(0, RLOO, gradient_checkpointing=True),
     "rloo-minibatches": three_steps(0, RLOOConfig(kind="rloo", num_epochs=2, num_minibatches=4)),
     **{f"resume-rloo-{stage}": resume(stage, RLOO) for stage in range(4)},

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.learner.learner_rank import SCENARIOS, VOCABULARY
+from tests.learner.learner_rank import METHODS, SCENARIOS, VOCABULARY
 from tests.tiny_models import build_tiny_model, build_tiny_scalar_model
 
 pytestmark = pytest.mark.real
@@ -25,11 +25,13 @@ ONE_RANK = (
     *("ppo-0", "ppo-2", "rloo-small-rows", "ppo-small-rows", "rloo-checkpointing", "rloo-minibatches"),
     *("resume-ppo-0", "resume-rloo-2", "save-0"),
     *(name for name in SCENARIOS if name.startswith("nan-")),
+    *(f"{method}-{rest}" for method in METHODS for rest in ("0", "small-rows")),
 )
 TWO_RANKS = (
     *(f"rloo-{stage}" for stage in STAGES),
     *("ppo-0", "ppo-3", "rloo-small-rows", "resume-rloo-0", "resume-ppo-2", "resume-rloo-3", "save-3"),
     "nan-rloo-score",
+    *(f"{method}-{stage}" for method in METHODS for stage in (0, 3)),
 )
 DEADLINE_S = 200
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
@@ -115,6 +117,22 @@ def test_ppo_gives_the_same_policy_and_value_model(results: Path, name: str) -> 
 )
 def test_how_rows_are_packed_does_not_change_the_update(results: Path, name: str) -> None:
     assert_same_weights(results, "rloo-0-world1", name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_gives_the_same_weights_however_rows_and_ranks_are_cut(results: Path, method: str) -> None:
+    for name in ("small-rows-world1", "0-world2", "3-world2"):
+        assert_same_weights(results, f"{method}-0-world1", f"{method}-{name}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_moves_the_weights_and_reports_the_same_on_every_rank(results: Path, method: str) -> None:
+    single = facts(results, f"{method}-0-world1")["metrics"]
+    for rank in (0, 1):
+        several = facts(results, f"{method}-3-world2", rank)["metrics"]
+        for one, other in zip(single, several, strict=True):
+            assert other == pytest.approx(one, rel=5e-3, abs=1e-4, nan_ok=True)
+    assert all(step["gradient_norm"] > 1e-4 for step in single)
 
 
 def test_how_rows_are_packed_does_not_change_the_value_model(results: Path) -> None:

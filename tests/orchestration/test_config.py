@@ -37,6 +37,9 @@ prompts_per_step = 3
 """
 
 
+ALGORITHMS = '"rloo", "grpo", "reinforce++", "ppo", "sft", "dpo", "rpo", "rebel"'
+
+
 @pytest.fixture
 def minimal(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
@@ -108,11 +111,17 @@ def test_relative_paths_start_where_they_were_written(
         ),
         ("learning_rate=1", "learning_rate = 1: unknown key; did you mean learner.learning_rate?"),
         ("lerner.world_size=2", "lerner = {world_size = 2}: unknown key; did you mean learner?"),
-        ("kl.qqq=1", "kl.qqq = 1: unknown key; the keys of [kl] are kl_coef, estimator, controller,"),
+        ("kl.qqq=1", "kl.qqq = 1: unknown key; the keys of [kl] are kl_coef, placement, estimator,"),
         ("rewards.0.wieght=1", "rewards.0.wieght = 1: unknown key; did you mean rewards.0.weight?"),
         ("algorithm.gamma=1", 'algorithm.gamma = 1: unknown key; set algorithm.kind = "ppo", which knows it'),
-        ("algorithm.kind=rlo", 'algorithm.kind = "rlo": must be one of "rloo", "ppo"; did you mean "rloo"?'),
-        ("algorithm={}", 'algorithm.kind is missing: must be one of "rloo", "ppo"; set "rloo", say'),
+        (
+            "algorithm.kind=rlo",
+            f'algorithm.kind = "rlo": must be one of {ALGORITHMS}; did you mean "rloo"?',
+        ),
+        (
+            "algorithm={}",
+            f'algorithm.kind is missing: must be one of {ALGORITHMS}; set "rloo", say',
+        ),
         (
             "trainer={steps = 1}",
             "trainer.prompts_per_step is missing: must be a whole number, at least 1; add it",
@@ -126,7 +135,7 @@ def test_relative_paths_start_where_they_were_written(
             "learner.adam_beta1 = 1: must be a number, at least 0 and below 1; set 0.9",
         ),
         ("learner.zero_stage=4", "learner.zero_stage = 4: must be one of 0, 1, 2, 3; set 0, the default"),
-        ("kl.estimator=K3", 'kl.estimator = "K3": must be one of "k1", "k2", "k3", "abs"; set "k1"'),
+        ("kl.estimator=K3", 'kl.estimator = "K3": must be one of "k1", "k2", "k3", "abs", "exact"; set "k1"'),
         (
             "kl.kl_target=low",
             'kl.kl_target = "low": must be a number, above 0, or "none"; correct it, or leave',

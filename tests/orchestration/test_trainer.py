@@ -12,6 +12,7 @@ from core.errors import WorkerError
 from core.messages import RolloutGroup, SampleRequest
 from core.weights import WeightManifest
 from orchestration.config import DeadlinesConfig
+from orchestration.sources import SampledGroups
 from orchestration.trainer import Trainer
 from tests.fakes import (
     FakePullReport,
@@ -102,15 +103,21 @@ class Loop:
         self.observer = Events()
         self.start = start
         rewards = {"one": WeightedReward(server=FakeScorer(lambda completion: 1.0), weight=1.0)}
+        pool = RolloutPool(self.samplers, FakeScorer(flat_reference), rewards)
         self.trainer = Trainer(
-            pool=RolloutPool(self.samplers, FakeScorer(flat_reference), rewards),
+            pool=pool,
             learner=self.learner,
-            prompts=PromptStream(PROMPTS, seed=seed),
+            source=SampledGroups(
+                pool,
+                PromptStream(PROMPTS, seed=seed),
+                group_size=GROUP_SIZE,
+                max_resamples=0,
+                seed=seed,
+                resampled=lambda count: None,
+            ),
             observer=self.observer,
             prompts_per_step=PROMPTS_PER_STEP,
-            group_size=GROUP_SIZE,
             max_lag=max_lag,
-            seed=seed,
             deadlines=DeadlinesConfig(rollout_s=rollout_s),
         )
 

@@ -1,0 +1,126 @@
+"""Datasets of texts: read once, tokenised once, grouped by prompt.
+
+movie reviews | JSON lines -> DemonstrationGroup      a run's samples -> RolloutGroup
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from actors.config import JsonLinesDataset, MovieReviewDataset, MovieReviewPrompts, RunDataset
+from actors.dataset_formats import ChatTokenizer, Texts, read_row
+from actors.run_samples import load_samples
+from core.errors import UserError
+from core.messages import Demonstration, DemonstrationGroup, Prompt, RolloutGroup
+from core.ratings import SPLIT_FRACTIONS, RatedText, first_words, load_jsonl, load_ratings, split_ratings
+
+TEXT_IDS = "input_ids"
+DRAWS_PER_COMPARISON = 8
+"""Random groups drawn for each one wanted, since some are rated too much alike."""
+
+
+def load_dataset(
+    config: MovieReviewDataset | JsonLinesDataset | RunDataset,
+    tokenizer: ChatTokenizer,
+    *,
+    data_folder: Path | None,
+    max_tokens: int,
+) -> Sequence[DemonstrationGroup | RolloutGroup]:
+    """The groups to learn from. Raises `UserError` for data that is missing, malformed or too long."""
+    match config:
+        case MovieReviewDataset():
+            assert data_folder is not None
+            texts, where = _movie_reviews(config, data_folder), "the movie reviews"
+        case JsonLinesDataset():
+            where = config.path
+            texts = [
+                read_row(row, f"{where}:{number}", tokenizer)
+                for number, row in enumerate(load_jsonl(Path(where), ()), start=1)
+            ]
+        case RunDataset():
+            return list(load_samples(config))
+    groups = _tokenised(texts, tokenizer, where, max_tokens)
+    if not groups:
+        raise UserError(f"{where}: nothing in it to learn from")
+    return groups
+
+
+def load_heldout_texts(
+    prompts: MovieReviewPrompts, tokenizer: ChatTokenizer, *, data_folder: Path, count: int, max_tokens: int
+) -> DemonstrationGroup:
+    """Human-written reviews that nothing is learned from: how well a policy still predicts them is a measure
+    of what it forgets."""
+    rows, _ = load_ratings(data_folder)
+    heldout = split_ratings(rows, seed=prompts.split_seed, fractions=SPLIT_FRACTIONS)["heldout"]
+    long_enough = [row for row in heldout if len(row.text.split()) > prompts.first_words]
+    texts = [_opening(row, prompts.first_words) for row in long_enough[:count]]
+    groups = _tokenised(texts, tokenizer, "the movie reviews", max_tokens)
+    return DemonstrationGroup(
+        group_id="heldout-texts", demonstrations=tuple(group.demonstrations[0] for group in groups)
+    )
+
+
+def _movie_reviews(config: MovieReviewDataset, data_folder: Path) -> list[Texts]:
+    rows, _ = load_ratings(data_folder)
+    train = split_ratings(rows, seed=config.split_seed, fractions=SPLIT_FRACTIONS)["train"]
+    if config.content == "demonstrations":
+        liked = [
+            row
+            for row in train
+            if row.rating >= config.min_rating and len(row.text.split()) > config.first_words
+        ]
+        return [_opening(row, config.first_words) for row in liked[: config.max_examples]]
+    return list(_comparisons(config, train))
+
+
+def _opening(row: RatedText, num_words: int) -> Texts:
+    prompt = first_words(row.text, num_words)
+    rest = " ".join(row.text.split()[num_words:])
+    return prompt, [(f" {rest}", row.rating)]
+
+
+def _comparisons(config: MovieReviewDataset, train: list[RatedText]) -> Iterator[Texts]:
+    """Random groups of whole snippets: reviews share no prompt, so theirs is the mark between documents."""
+    random = np.random.default_rng(config.split_seed)
+    found = 0
+    for _ in range(DRAWS_PER_COMPARISON * config.max_examples):
+        rows = [train[int(i)] for i in random.choice(len(train), config.group_size, replace=False)]
+        ratings = [row.rating for row in rows]
+        if max(ratings) - min(ratings) >= config.min_rating_difference:
+            yield "", [(row.text, row.rating) for row in rows]
+            found += 1
+            if found == config.max_examples:
+                return
+
+
+def _tokenised(
+    texts: Sequence[Texts], tokenizer: ChatTokenizer, where: str, max_tokens: int
+) -> list[DemonstrationGroup]:
+    end = tokenizer.eos_token_id
+    assert end is not None
+    groups = []
+    for number, (prompt_text, completions) in enumerate(texts):
+        prompt_ids = tokenizer([prompt_text])[TEXT_IDS][0] if prompt_text else [end]
+        prompt = Prompt(
+            prompt_id=f"dataset-{number}", text=prompt_text, token_ids=np.asarray(prompt_ids, dtype=np.int32)
+        )
+        all_ids = tokenizer([text for text, _ in completions])[TEXT_IDS]
+        demonstrations = []
+        for (text, score), ids in zip(completions, all_ids, strict=True):
+            token_ids_T = np.asarray(
+                [*prompt_ids, *ids, *([] if ids[-1:] == [end] else [end])], dtype=np.int32
+            )
+            if len(token_ids_T) > max_tokens:
+                raise UserError(
+                    f"{where}: {text!r:.60} has {len(token_ids_T)} tokens with its prompt, and "
+                    f"model.max_model_len is {max_tokens}. Drop it, or raise model.max_model_len."
+                )
+            sampled_T = np.arange(len(token_ids_T)) >= len(prompt_ids)
+            demonstrations.append(
+                Demonstration(
+                    prompt=prompt, token_ids_T=token_ids_T, sampled_T=sampled_T, text=text, score=score
+                )
+            )
+        groups.append(DemonstrationGroup(group_id=f"dataset-{number}", demonstrations=tuple(demonstrations)))
+    return groups

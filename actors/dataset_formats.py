@@ -1,0 +1,111 @@
+"""One row of a dataset in one of TRL's formats -> a prompt and its completions with their scores.
+
+    text | messages                    language modeling
+    prompt, completion [, score]       prompt-completion
+    [prompt,] chosen, rejected         preference
+    prompt, completions, ratings       a ranking of several completions (ours: TRL has none)
+
+Prompts and completions are texts, or lists of messages that the model's chat template turns into text.
+"""
+
+import json
+from typing import Any, Protocol
+
+import numpy as np
+
+from core.errors import UserError
+
+Texts = tuple[str, list[tuple[str, float]]]
+"""A prompt, and its completions with their scores."""
+
+
+class ChatTokenizer(Protocol):
+    """What is needed of a Hugging Face tokenizer."""
+
+    eos_token_id: int | None
+
+    def __call__(self, text: list[str]) -> Any: ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
+    ) -> Any: ...
+
+
+def read_row(row: dict[str, object], where: str, tokenizer: ChatTokenizer) -> Texts:
+    """The row's format is told by its columns. Raises `UserError` that begins with `where`."""
+    row = dict(row)
+    if "text" in row:
+        return "", [(_string(row["text"], where, "text"), 0.0)]
+    if "messages" in row:
+        messages = _messages(row["messages"], where, "messages")
+        row = {"prompt": messages[:-1], "completion": messages[-1:]}
+    if "chosen" in row and "rejected" in row:
+        completions = [row["chosen"], row["rejected"]]
+        scores = [row.get("score_chosen", 1.0), row.get("score_rejected", 0.0)]
+    elif "completions" in row and "ratings" in row:
+        completions, scores = _list(row["completions"], where), _list(row["ratings"], where)
+    elif "completion" in row:
+        completions, scores = [row["completion"]], [row.get("score", 0.0)]
+    else:
+        raise UserError(
+            f"{where}: columns {', '.join(map(repr, row))} are of no known format; it needs text, messages, "
+            "prompt and completion, chosen and rejected, or completions and ratings"
+        )
+    if len(completions) != len(scores) or not completions:
+        raise UserError(
+            f"{where}: {len(completions)} completions but {len(scores)} ratings; give one for each"
+        )
+    prompt, texts = _render(row.get("prompt", ""), completions, where, tokenizer)
+    return prompt, list(zip(texts, (_number(score, where) for score in scores), strict=True))
+
+
+def _render(
+    prompt: object, completions: list[object], where: str, tokenizer: ChatTokenizer
+) -> tuple[str, list[str]]:
+    """Prompt and completions as text; conversations by the model's chat template."""
+    if isinstance(prompt, str) and all(isinstance(completion, str) for completion in completions):
+        return prompt, [str(completion) for completion in completions]
+    asked = _messages(prompt or [], where, "prompt")
+    answers = [_messages(completion, where, "a completion") for completion in completions]
+    if not asked:  # an implicit prompt: what the conversations begin with
+        asked, answers = answers[0][:-1], [answer[-1:] for answer in answers]
+    head = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    texts = []
+    for answer in answers:
+        whole = tokenizer.apply_chat_template(asked + answer, add_generation_prompt=False, tokenize=False)
+        if not whole.startswith(head):
+            raise UserError(
+                f"{where}: the chat template writes the prompt in another way once it is answered"
+            )
+        texts.append(whole[len(head) :])
+    return head, texts
+
+
+def _string(value: object, where: str, column: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{where}: {column} is {json.dumps(value)[:60]}, not a text")
+    return value
+
+
+def _list(value: object, where: str) -> list[object]:
+    if not isinstance(value, list):
+        raise UserError(f"{where}: {json.dumps(value)[:60]} is not a list")
+    return value
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise UserError(f"{where}: the score {json.dumps(value)[:60]} is not a number")
+    return float(value)
+
+
+def _messages(value: object, where: str, column: str) -> list[dict[str, str]]:
+    messages: list[Any] = value if isinstance(value, list) else [value]
+    for message in messages:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            raise UserError(
+                f"{where}: {column} holds {json.dumps(message)[:60]}, not a message with role and content"
+            )
+    return messages

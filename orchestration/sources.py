@@ -1,0 +1,101 @@
+"""Where the groups of a step come from: the policy samples them, or a dataset holds them.
+
+The trainer asks for group 0, 1, 2, ... Group k is the same in every run of a recipe (of sampled ones: the prompt
+and the seeds), so a resumed run goes on where it stopped.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from actors.prompts import PromptStream
+from actors.rollout import RolloutPool
+from core.errors import UserError
+from core.messages import DemonstrationGroup, RolloutGroup
+
+SEEDS_PER_GROUP = 1_000
+"""Seeds set aside for the completions of one group, so that no two completions of a run share one."""
+RESAMPLED = 2**40
+"""Added to a group's place in the prompt stream for each time that it is sampled anew."""
+
+
+class GroupSource(Protocol):
+    """Scored groups by number."""
+
+    on_policy: bool
+    """True if rollout workers sample the groups, so that they need every new version of the weights."""
+
+    async def group(self, number: int) -> RolloutGroup: ...
+
+
+class SampledGroups:
+    """Completions of the present policy, by the rollout workers."""
+
+    on_policy = True
+
+    def __init__(
+        self,
+        pool: RolloutPool,
+        prompts: PromptStream,
+        *,
+        group_size: int,
+        max_resamples: int,
+        seed: int,
+        resampled: Callable[[int], None],
+    ) -> None:
+        self._pool = pool
+        self._prompts = prompts
+        self._group_size = group_size
+        self._max_resamples = max_resamples
+        self._seed = seed
+        self._resampled = resampled
+        self._num_resampled = 0
+
+    async def group(self, number: int) -> RolloutGroup:
+        """The group with this number. One whose scores are all the same teaches nothing to a method that
+        compares them; it is replaced by one of another prompt (DAPO's dynamic sampling, arXiv:2503.14476,
+        sec. 3.2), `max_resamples` times at most."""
+        first_seed = (self._seed * 1_000_003 + number) * SEEDS_PER_GROUP
+        for attempt in range(self._max_resamples + 1):
+            seeds = range(
+                first_seed + attempt * self._group_size, first_seed + (attempt + 1) * self._group_size
+            )
+            group = await self._pool.roll_out(
+                self._prompts[number + attempt * RESAMPLED], group_id=f"group-{number}", seeds=seeds
+            )
+            if attempt == self._max_resamples or len({rollout.score for rollout in group.rollouts}) > 1:
+                break
+            self._num_resampled += 1
+            self._resampled(self._num_resampled)
+        return group
+
+
+class DatasetGroups:
+    """Texts of a dataset, in a seeded order that is new every epoch. The reference scores each once."""
+
+    on_policy = False
+
+    def __init__(
+        self, pool: RolloutPool, groups: Sequence[DemonstrationGroup | RolloutGroup], *, seed: int
+    ) -> None:
+        if not groups:
+            raise UserError("dataset: no group of it can be learned from")
+        self._pool = pool
+        self._groups = groups
+        self._seed = seed
+        self._scored: dict[int, RolloutGroup] = {}
+
+    async def group(self, number: int) -> RolloutGroup:
+        """The group with this number."""
+        epoch, place = divmod(number, len(self._groups))
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._groups))
+        index = int(order[place])
+        if index not in self._scored:
+            group = self._groups[index]
+            self._scored[index] = (
+                await self._pool.score_demonstrations(group)
+                if isinstance(group, DemonstrationGroup)
+                else group
+            )
+        return self._scored[index]
