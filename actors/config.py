@@ -6,6 +6,9 @@ from pydantic import Field
 
 from core.config import Resources, Section
 
+SEEDS_PER_GROUP = 1_000
+"""Seeds set aside for the completions of one group, so that no two completions of a run share one."""
+
 
 class MovieReviewPrompts(Section):
     """The first words of human-rated movie-review snippets, which the policy continues."""
@@ -44,6 +47,8 @@ class MovieReviewDataset(Section):
     """Of demonstrations: only snippets whose mean rating is at least this."""
     group_size: int = Field(default=2, ge=2, le=9)
     """Of comparisons: snippets of a group."""
+    shared_prompt: str = Field(default="Movie review:", min_length=1)
+    """Of comparisons: what every snippet is taken to follow, since no two of them share their first words."""
     min_rating_difference: float = Field(default=1.0, gt=0)
     """Of comparisons: the best and the worst of a group are rated at least this far apart."""
     max_examples: int = Field(default=2000, ge=1)
@@ -84,6 +89,14 @@ class RolloutConfig(Section):
     """Longest completion, in tokens."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature. The learner divides its logits by it too, so that ratios compare like with like."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Sample among the so many likeliest tokens, or among all."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample among the likeliest tokens that together have this probability: nucleus sampling."""
+    min_p: float = Field(default=0.0, ge=0, lt=1)
+    """Sample among tokens at least this times as likely as the likeliest."""
+    stop: list[str] = Field(default_factory=list)
+    """Texts that end a completion, which keeps the tokens of the one it met."""
     max_resamples: int = Field(default=0, ge=0)
     """Times that a group is replaced by another prompt's if all its completions score the same."""
     max_concurrent_sequences: int = Field(default=64, ge=1)
@@ -101,12 +114,19 @@ class RolloutConfig(Section):
 class ReferenceConfig(Section):
     """Reference scorers: the frozen policy that the KL is measured against."""
 
+    adapters_off: bool = False
+    """No scorer of its own: the learner scores with its adapters switched off, which saves a model's memory."""
     replicas: int = Field(default=1, ge=1)
     """Number of reference scorers; requests go to the one with the fewest waiting."""
     token_budget: int = Field(default=1024, ge=1)
     """Tokens of one forward pass; what waits is batched up to this many."""
     resources: Resources = Resources()
     """What each reference scorer asks of Ray."""
+
+    @property
+    def num_scorers(self) -> int:
+        """Processes that hold the reference."""
+        return 0 if self.adapters_off else self.replicas
 
 
 class RewardModelReward(Section):

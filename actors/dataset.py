@@ -13,7 +13,7 @@ from actors.dataset_formats import ChatTokenizer, Texts, read_row
 from actors.run_samples import load_samples
 from core.errors import UserError
 from core.messages import Demonstration, DemonstrationGroup, Prompt, RolloutGroup
-from core.ratings import SPLIT_FRACTIONS, RatedText, first_words, load_jsonl, load_ratings, split_ratings
+from core.ratings import SPLIT_FRACTIONS, RatedText, first_words, load_ratings, number_jsonl, split_ratings
 
 TEXT_IDS = "input_ids"
 DRAWS_PER_COMPARISON = 8
@@ -35,11 +35,10 @@ def load_dataset(
         case JsonLinesDataset():
             where = config.path
             texts = [
-                read_row(row, f"{where}:{number}", tokenizer)
-                for number, row in enumerate(load_jsonl(Path(where), ()), start=1)
+                read_row(row, f"{where}:{number}", tokenizer) for number, row in number_jsonl(Path(where), ())
             ]
         case RunDataset():
-            return list(load_samples(config))
+            return list(load_samples(config, max_tokens=max_tokens))
     groups = _tokenised(texts, tokenizer, where, max_tokens)
     if not groups:
         raise UserError(f"{where}: nothing in it to learn from")
@@ -48,17 +47,21 @@ def load_dataset(
 
 def load_heldout_texts(
     prompts: MovieReviewPrompts, tokenizer: ChatTokenizer, *, data_folder: Path, count: int, max_tokens: int
-) -> DemonstrationGroup:
+) -> DemonstrationGroup | None:
     """Human-written reviews that nothing is learned from: how well a policy still predicts them is a measure
-    of what it forgets."""
+    of what it forgets. Those that do not fit the context are passed over; None if no review is left."""
     rows, _ = load_ratings(data_folder)
     heldout = split_ratings(rows, seed=prompts.split_seed, fractions=SPLIT_FRACTIONS)["heldout"]
     long_enough = [row for row in heldout if len(row.text.split()) > prompts.first_words]
-    texts = [_opening(row, prompts.first_words) for row in long_enough[:count]]
-    groups = _tokenised(texts, tokenizer, "the movie reviews", max_tokens)
-    return DemonstrationGroup(
-        group_id="heldout-texts", demonstrations=tuple(group.demonstrations[0] for group in groups)
-    )
+    texts = [_opening(row, prompts.first_words) for row in long_enough]
+    fitting = [
+        group.demonstrations[0]
+        for group in _tokenised(texts, tokenizer, "the movie reviews", None)
+        if len(group.demonstrations[0].token_ids_T) <= max_tokens
+    ]
+    if not fitting:
+        return None
+    return DemonstrationGroup(group_id="heldout-texts", demonstrations=tuple(fitting[:count]))
 
 
 def _movie_reviews(config: MovieReviewDataset, data_folder: Path) -> list[Texts]:
@@ -81,37 +84,45 @@ def _opening(row: RatedText, num_words: int) -> Texts:
 
 
 def _comparisons(config: MovieReviewDataset, train: list[RatedText]) -> Iterator[Texts]:
-    """Random groups of whole snippets: reviews share no prompt, so theirs is the mark between documents."""
+    """Random groups of whole snippets, all after the same prompt."""
+    if config.group_size > len(train):
+        raise UserError(
+            f"dataset.group_size: {config.group_size}, but there are {len(train)} snippets; set at most that"
+        )
     random = np.random.default_rng(config.split_seed)
     found = 0
     for _ in range(DRAWS_PER_COMPARISON * config.max_examples):
         rows = [train[int(i)] for i in random.choice(len(train), config.group_size, replace=False)]
         ratings = [row.rating for row in rows]
         if max(ratings) - min(ratings) >= config.min_rating_difference:
-            yield "", [(row.text, row.rating) for row in rows]
+            yield config.shared_prompt, [(f" {row.text}", row.rating) for row in rows]
             found += 1
             if found == config.max_examples:
                 return
 
 
 def _tokenised(
-    texts: Sequence[Texts], tokenizer: ChatTokenizer, where: str, max_tokens: int
+    texts: Sequence[Texts], tokenizer: ChatTokenizer, where: str, max_tokens: int | None
 ) -> list[DemonstrationGroup]:
     end = tokenizer.eos_token_id
     assert end is not None
     groups = []
     for number, (prompt_text, completions) in enumerate(texts):
-        prompt_ids = tokenizer([prompt_text])[TEXT_IDS][0] if prompt_text else [end]
+        # A chat template writes the mark of a text's beginning itself, and a completion begins no text.
+        begun = tokenizer.bos_token is not None and prompt_text.startswith(tokenizer.bos_token)
+        prompt_ids = (
+            tokenizer([prompt_text], add_special_tokens=not begun)[TEXT_IDS][0] if prompt_text else [end]
+        )
         prompt = Prompt(
             prompt_id=f"dataset-{number}", text=prompt_text, token_ids=np.asarray(prompt_ids, dtype=np.int32)
         )
-        all_ids = tokenizer([text for text, _ in completions])[TEXT_IDS]
+        all_ids = tokenizer([text for text, _ in completions], add_special_tokens=False)[TEXT_IDS]
         demonstrations = []
         for (text, score), ids in zip(completions, all_ids, strict=True):
             token_ids_T = np.asarray(
                 [*prompt_ids, *ids, *([] if ids[-1:] == [end] else [end])], dtype=np.int32
             )
-            if len(token_ids_T) > max_tokens:
+            if max_tokens is not None and len(token_ids_T) > max_tokens:
                 raise UserError(
                     f"{where}: {text!r:.60} has {len(token_ids_T)} tokens with its prompt, and "
                     f"model.max_model_len is {max_tokens}. Drop it, or raise model.max_model_len."

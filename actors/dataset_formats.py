@@ -9,9 +9,9 @@ Prompts and completions are texts, or lists of messages that the model's chat te
 """
 
 import json
+import math
+from contextlib import suppress
 from typing import Any, Protocol
-
-import numpy as np
 
 from core.errors import UserError
 
@@ -23,8 +23,10 @@ class ChatTokenizer(Protocol):
     """What is needed of a Hugging Face tokenizer."""
 
     eos_token_id: int | None
+    eos_token: str | None
+    bos_token: str | None
 
-    def __call__(self, text: list[str]) -> Any: ...
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
@@ -48,8 +50,8 @@ def read_row(row: dict[str, object], where: str, tokenizer: ChatTokenizer) -> Te
         completions, scores = [row["completion"]], [row.get("score", 0.0)]
     else:
         raise UserError(
-            f"{where}: columns {', '.join(map(repr, row))} are of no known format; it needs text, messages, "
-            "prompt and completion, chosen and rejected, or completions and ratings"
+            f"{where}: columns {', '.join(map(repr, row)) or 'none'} are of no known format; it needs text, "
+            "messages, prompt and completion, chosen and rejected, or completions and ratings"
         )
     if len(completions) != len(scores) or not completions:
         raise UserError(
@@ -65,10 +67,17 @@ def _render(
     """Prompt and completions as text; conversations by the model's chat template."""
     if isinstance(prompt, str) and all(isinstance(completion, str) for completion in completions):
         return prompt, [str(completion) for completion in completions]
-    asked = _messages(prompt or [], where, "prompt")
+    asked = _messages(prompt, where, "prompt") if prompt else []
     answers = [_messages(completion, where, "a completion") for completion in completions]
     if not asked:  # an implicit prompt: what the conversations begin with
-        asked, answers = answers[0][:-1], [answer[-1:] for answer in answers]
+        asked = answers[0][:-1]
+        if any(answer[:-1] != asked for answer in answers):
+            raise UserError(
+                f"{where}: the conversations differ before their last message; give them one prompt"
+            )
+        answers = [answer[-1:] for answer in answers]
+    if not asked or not all(answers):
+        raise UserError(f"{where}: a conversation needs a message that asks and one that answers")
     head = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     texts = []
     for answer in answers:
@@ -77,8 +86,14 @@ def _render(
             raise UserError(
                 f"{where}: the chat template writes the prompt in another way once it is answered"
             )
-        texts.append(whole[len(head) :])
+        texts.append(_ended_once(whole[len(head) :], tokenizer.eos_token))
     return head, texts
+
+
+def _ended_once(text: str, end: str | None) -> str:
+    """Without the white space that some templates put behind the end token."""
+    stripped = text.rstrip()
+    return stripped if end and stripped.endswith(end) else text
 
 
 def _string(value: object, where: str, column: str) -> str:
@@ -94,9 +109,12 @@ def _list(value: object, where: str) -> list[object]:
 
 
 def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise UserError(f"{where}: the score {json.dumps(value)[:60]} is not a number")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)
+            if math.isfinite(number):
+                return number
+    raise UserError(f"{where}: the score {json.dumps(value)[:60]} is not a number")
 
 
 def _messages(value: object, where: str, column: str) -> list[dict[str, str]]:

@@ -14,7 +14,10 @@ from core.errors import UserError
 from core.messages import Completion, Prompt, Rollout, RolloutGroup, VersionSpan
 from core.ratings import load_jsonl
 
-REQUIRED_COLUMNS = ("group", "prompt", "completion", "token_ids", "prompt_tokens", "behavior_logprobs")
+REQUIRED_COLUMNS = (
+    *("group", "policy_version", "prompt", "completion", "prompt_tokens", "token_ids", "truncated"),
+    *("behavior_logprobs", "reference_logprobs", "rewards", "score"),
+)
 
 
 def rows_of(group: RolloutGroup) -> list[dict[str, Any]]:
@@ -38,10 +41,10 @@ def rows_of(group: RolloutGroup) -> list[dict[str, Any]]:
     ]
 
 
-def load_samples(config: RunDataset) -> Iterator[RolloutGroup]:
+def load_samples(config: RunDataset, *, max_tokens: int) -> Iterator[RolloutGroup]:
     """The groups that a run sampled. Raises `UserError` if there are none."""
     folder = Path(config.path) / "samples"
-    files = [file for file in sorted(folder.glob("step-*.jsonl")) if _step_of(file) >= config.first_step]
+    files = [file for file in sorted(folder.glob("step-[0-9]*.jsonl")) if _step_of(file) >= config.first_step]
     if not files:
         raise UserError(f"{folder}: no samples from step {config.first_step} on; give the folder of a run")
     for file in files:
@@ -49,6 +52,12 @@ def load_samples(config: RunDataset) -> Iterator[RolloutGroup]:
         for row in load_jsonl(file, REQUIRED_COLUMNS):
             groups.setdefault(str(row["group"]), []).append(row)
         for name, rows in groups.items():
+            longest = max(len(row["token_ids"]) for row in rows)
+            if longest > max_tokens:
+                raise UserError(
+                    f"{file}: {name} has a sample of {longest} tokens, and model.max_model_len is {max_tokens}; "
+                    f"set {longest} or more"
+                )
             yield RolloutGroup(group_id=name, rollouts=tuple(_rollouts(name, rows)))
 
 

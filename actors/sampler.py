@@ -86,6 +86,10 @@ class Sampler:
         params = SamplingParams(
             max_tokens=self._rollout.max_new_tokens,
             temperature=self._rollout.temperature,
+            top_k=self._rollout.top_k or 0,
+            top_p=self._rollout.top_p,
+            min_p=self._rollout.min_p,
+            stop=self._rollout.stop,
             seed=request.seed,
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,

@@ -69,6 +69,7 @@ class ScorerWorker:
     async def ready(self) -> None:
         """Load the model. Not done while the process is made, because Ray would wrap a `UserError` of that."""
         # torch stays out of the driver, which only needs this module's handles.
+        from actors.decoding import decoding_of
         from actors.reference import ReferenceScorer
         from actors.rewards import FunctionReward, RewardModel
 
@@ -77,7 +78,7 @@ class ScorerWorker:
         match config:
             case ReferenceConfig():
                 scorer: Any = ReferenceScorer(
-                    setup.model_path, setup.model, temperature=setup.rollout.temperature, device=device
+                    setup.model_path, setup.model, decoding=decoding_of(setup.rollout), device=device
                 )
             case RewardModelReward():
                 assert self._path is not None

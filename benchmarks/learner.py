@@ -49,7 +49,7 @@ class LearnerSide:
         self._mask_N = torch.ones(len(row.target_ids_N), dtype=torch.bool)
         self._advantages_N = torch.randn(len(row.target_ids_N), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            self._behavior_N = self.engine(row, 1.0)
+            self._behavior_N = self.engine(row)
 
     def __call__(self) -> Round:
         started = time.perf_counter()
@@ -60,7 +60,7 @@ class LearnerSide:
 
     def forward_backward(self) -> None:
         loss, _ = ppo_policy_loss(
-            self.engine(self._row, 1.0),
+            self.engine(self._row),
             self._behavior_N,
             self._advantages_N,
             self._mask_N,

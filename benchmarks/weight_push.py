@@ -72,6 +72,7 @@ class Push:
         import numpy as np
         import torch
 
+        from core.decoding import Decoding
         from core.models import load_policy
         from learner.algorithm_config import RLOOConfig
         from learner.config import KLConfig, LearnerConfig
@@ -94,7 +95,7 @@ class Push:
             kl=KLConfig(),
             policy=ZeroEngine(load_policy(path, "float32"), config, dtype="float32"),
             value_model=None,
-            temperature=1.0,
+            decoding=Decoding(),
             max_new_tokens=24,
             seed=0,
             num_steps=100,

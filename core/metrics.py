@@ -45,6 +45,9 @@ _DECLARED = (
     Metric(
         "leash_kl_loss", "gauge", "nats", "KL term of the policy's loss, per token, before its coefficient"
     ),
+    Metric(
+        "leash_pretraining_loss", "gauge", "nats", "Mean negative log-likelihood of a token of [pretraining]"
+    ),
     Metric("leash_entropy", "gauge", "nats", "Entropy of the policy, per token"),
     Metric(
         "leash_pair_accuracy_fraction",

@@ -21,6 +21,8 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from core.attention import PACKED_ATTENTION
+from core.decoded_logits import decoded_logits
+from core.decoding import UNCHANGED, Decoding
 from core.errors import UserError
 from core.packing import PackedRow
 
@@ -32,13 +34,15 @@ class TokenLogprobs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, row: PackedRow, temperature: float = 1.0, *, logits: bool = False) -> torch.Tensor:
-        """[N] float32, nats; with `logits` the [N, V] that they come from, after temperature.
+    def forward(
+        self, row: PackedRow, decoding: Decoding = UNCHANGED, *, logits: bool = False
+    ) -> torch.Tensor:
+        """[N] float32, nats, of the distribution that `decoding` samples from; with `logits` its [N, V] logits.
 
         Logits are computed where a trained token is predicted and nowhere else.
         """
         logits_NV = self.model.get_output_embeddings()(hidden_states(self.model, row)[row.predicting_N])
-        logits_NV = logits_NV.float() if temperature == 1.0 else logits_NV.float() / temperature
+        logits_NV = decoded_logits(logits_NV.float(), row.target_ids_N, decoding)
         return logits_NV if logits else logprobs_of(logits_NV, row.target_ids_N)
 
 

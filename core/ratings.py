@@ -98,14 +98,19 @@ def first_words(text: str, count: int) -> str:
 
 
 def load_jsonl(path: Path, required: tuple[str, ...]) -> list[dict[str, object]]:
-    """The rows of a JSON-lines file, each an object with at least the `required` columns.
+    """The rows of a JSON-lines file; see `number_jsonl`."""
+    return [row for _, row in number_jsonl(path, required)]
+
+
+def number_jsonl(path: Path, required: tuple[str, ...]) -> list[tuple[int, dict[str, object]]]:
+    """(line, row) of a JSON-lines file, each row an object with at least the `required` columns.
 
     Empty lines are passed over. Raises `UserError` that names the file, and the line, for anything else.
     """
     rows = []
     for number, line in _lines(path):
         try:
-            rows.append(_parse_row(line, required))
+            rows.append((number, _parse_row(line, required)))
         except ValueError as error:
             raise UserError(f"{path}:{number}: {error}; correct or remove this line") from error
     if not rows:

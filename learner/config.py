@@ -86,10 +86,16 @@ class RewardModelConfig(Section):
     cut_copies: int = Field(default=0, ge=0)
     """Copies of each snippet, cut after a random token, to learn from as well. Completions end at
     `max_new_tokens`, in the middle of a sentence, and the value model judges every prefix."""
+    loss: Literal["bradley-terry", "margin", "k-wise"] = "bradley-terry"
+    """What is learned: the better of two, by how much (arXiv:2307.09288), or rankings (arXiv:2203.02155)."""
+    margin_scale: float = Field(default=1.0, gt=0)
+    """Of the margin loss: how far apart scores should be for each point between two ratings."""
+    ranking_size: int = Field(default=4, ge=4, le=9)
+    """Of the k-wise loss: texts of a ranking."""
     num_pairs: int = Field(default=60000, ge=1)
     """Preference pairs drawn from the training snippets."""
     min_rating_difference: float = Field(default=0.25, gt=0)
-    """Pairs whose mean ratings are closer than this are not used."""
+    """Pairs whose mean ratings are closer than this are not used; rankings use all that differ."""
     l2: float = Field(default=1e-3, ge=0)
     """Weight of the squared norm of the head in the loss."""
     token_budget: int = Field(default=1024, ge=1)

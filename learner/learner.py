@@ -13,9 +13,11 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+import numpy as np
 import torch
 
-from core.messages import Demonstration, RolloutGroup
+from core.decoding import Decoding
+from core.messages import Completion, Demonstration, Float32s, RolloutGroup
 from core.packing import PackedRow, pack_row, plan_rows
 from learner.algorithm_config import (
     AlgorithmConfig,
@@ -29,10 +31,12 @@ from learner.batch import Batch, MicroBatch, make_batch, share_of_rank, split_mi
 from learner.config import KLConfig, LearnerConfig
 from learner.engine import ZeroEngine, all_gather, all_reduce_max, all_reduce_sum
 from learner.kl import AdaptiveKLController, FixedKLController
+from learner.lora import adapters_off
 from learner.losses import combine_metrics
 from learner.objective import Objective, Targets
 from learner.policy_gradient import PolicyGradient
 from learner.preference import DirectAlignment
+from learner.pretraining import Pretraining
 from learner.supervised import SupervisedFineTuning
 
 
@@ -49,10 +53,11 @@ class Learner:
         kl: KLConfig,
         policy: ZeroEngine,
         value_model: ZeroEngine | None,
-        temperature: float,
+        decoding: Decoding,
         max_new_tokens: int,
         seed: int,
         num_steps: int,
+        pretraining: Pretraining | None = None,
     ) -> None:
         self._rank = rank
         self._world_size = world_size
@@ -60,12 +65,14 @@ class Learner:
         self._algorithm = algorithm
         self._seed = seed
         self._num_steps = num_steps
+        self._decoding = decoding
         self.lora = config.lora
         self.policy = policy
         self.value_model = value_model
         self.policy_version = 0
         self.kl_controller = _kl_controller(kl)
-        self._objective = self._make_objective(algorithm, kl, temperature, max_new_tokens)
+        self._pretraining = pretraining
+        self._objective = self._make_objective(algorithm, kl, decoding, max_new_tokens)
 
     def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """One optimizer phase on one step's rollouts; the metrics of the step, the same on every rank.
@@ -92,6 +99,20 @@ class Learner:
     def probe_logprobs(self, row: PackedRow) -> torch.Tensor:
         """[N] float32, nats: a probe sequence under the present weights, at temperature 1. All ranks call."""
         return self.policy(row.to(self.policy.device)).cpu()
+
+    @torch.no_grad()
+    def reference_logprobs(self, texts: Sequence[Completion | Demonstration]) -> list[Float32s]:
+        """[T] float32 each, nats, 0 where not sampled: under the base, adapters switched off. All ranks call."""
+        results = [np.zeros(len(text.token_ids_T), dtype=np.float32) for text in texts]
+        sequences = [(text.token_ids_T, text.sampled_T) for text in texts]
+        with adapters_off(self.policy):
+            for members in plan_rows([len(ids) for ids, _ in sequences], self._config.token_budget):
+                row = pack_row([sequences[member] for member in members])
+                logprobs_N = self.policy(row.to(self.policy.device), self._decoding.untruncated).cpu().numpy()
+                parts = np.split(logprobs_N, np.cumsum(row.trained_lengths)[:-1])
+                for member, logprobs in zip(members, parts, strict=True):
+                    results[member][texts[member].sampled_T] = logprobs
+        return results
 
     @torch.no_grad()
     def mean_nll(self, texts: Sequence[Demonstration]) -> float:
@@ -127,6 +148,7 @@ class Learner:
             name: float(all_reduce_sum(torch.tensor(count, dtype=torch.float64)))
             for name, count in self._objective.counts(batch, members).items()
         }
+        pretraining = self._pretraining.accumulate(self.policy_version) if self._pretraining else {}
         micro_batches = self._micro_batches(batch, members)
         parts = [
             self._objective.accumulate(
@@ -138,7 +160,7 @@ class Learner:
             for index, micro_batch in enumerate(micro_batches)
         ]
         metrics = {name: float(value) for name, value in combine_metrics(all_gather(parts)).items()}
-        return metrics | self._objective.update(self._scheduled)
+        return metrics | pretraining | self._objective.update(self._scheduled)
 
     def _micro_batches(self, batch: Batch, members: Sequence[int]) -> list[MicroBatch]:
         """Packed rows of some rollouts: as many on every rank, because ZeRO's collectives must pair up."""
@@ -173,7 +195,7 @@ class Learner:
         self.kl_controller.update(fmean(kl_nats), num_sequences=len(kl_nats))
 
     def _make_objective(
-        self, algorithm: AlgorithmConfig, kl: KLConfig, temperature: float, max_new_tokens: int
+        self, algorithm: AlgorithmConfig, kl: KLConfig, decoding: Decoding, max_new_tokens: int
     ) -> Objective:
         learning_rate = self._config.learning_rate
         if isinstance(algorithm, PPOConfig | RLOOConfig | GRPOConfig | ReinforceConfig):
@@ -184,14 +206,12 @@ class Learner:
                 policy=self.policy,
                 value_model=self.value_model,
                 learning_rate=learning_rate,
-                temperature=temperature,
+                decoding=decoding,
                 max_new_tokens=max_new_tokens,
             )
         if isinstance(algorithm, SFTConfig):
             return SupervisedFineTuning(algorithm, policy=self.policy, learning_rate=learning_rate)
-        return DirectAlignment(
-            algorithm, policy=self.policy, learning_rate=learning_rate, temperature=temperature
-        )
+        return DirectAlignment(algorithm, policy=self.policy, learning_rate=learning_rate, decoding=decoding)
 
 
 def _kl_controller(kl: KLConfig) -> FixedKLController | AdaptiveKLController:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from core.decoding import Decoding
 from core.models import logprobs_of
 from learner.advantages import (
     STD_EPSILON,
@@ -58,7 +59,7 @@ class PolicyGradient:
         policy: ZeroEngine,
         value_model: ZeroEngine | None,
         learning_rate: float,
-        temperature: float,
+        decoding: Decoding,
         max_new_tokens: int,
     ) -> None:
         assert (value_model is not None) == isinstance(config, PPOConfig)
@@ -68,7 +69,7 @@ class PolicyGradient:
         self._policy = policy
         self._value_model = value_model
         self._learning_rate = learning_rate
-        self._temperature = temperature
+        self._decoding = decoding
         self._max_new_tokens = max_new_tokens
         self._trains_policy = True
 
@@ -240,17 +241,20 @@ class PolicyGradient:
         return metrics
 
     def _policy_logprobs(self, micro_batch: MicroBatch) -> Tensor:
-        return self._policy(micro_batch.row.to(self._policy.device), self._temperature).cpu()
+        return self._policy(micro_batch.row.to(self._policy.device), self._decoding).cpu()
 
     def _logits(self, micro_batch: MicroBatch) -> Tensor:
         """[N, V], where the policy lives."""
-        return self._policy(micro_batch.row.to(self._policy.device), self._temperature, logits=True)
+        return self._logits_of(micro_batch, self._decoding)
+
+    def _logits_of(self, micro_batch: MicroBatch, decoding: Decoding) -> Tensor:
+        return self._policy(micro_batch.row.to(self._policy.device), decoding, logits=True)
 
     def _exact_kl(self, logits_NV: Tensor, micro_batch: MicroBatch) -> Tensor:
         """[N]: KL over the whole vocabulary. The base under the adapters is the reference, so that its
         logits need not cross from another process and no second model is held."""
         with torch.no_grad(), adapters_off(self._policy):
-            reference_NV = self._logits(micro_batch)
+            reference_NV = self._logits_of(micro_batch, self._decoding.untruncated)
         return full_kl(logits_NV, reference_NV, direction=self._kl.direction).cpu()
 
     def _values(self, micro_batch: MicroBatch) -> Tensor:

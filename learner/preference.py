@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from core.decoding import Decoding
 from learner.aggregation import sequence_sums
 from learner.algorithm_config import DPOConfig, PreferenceAlgorithm, REBELConfig, RPOConfig
 from learner.batch import Batch, MicroBatch
@@ -26,12 +27,12 @@ class DirectAlignment:
     keeps_groups = True
 
     def __init__(
-        self, config: PreferenceAlgorithm, *, policy: ZeroEngine, learning_rate: float, temperature: float
+        self, config: PreferenceAlgorithm, *, policy: ZeroEngine, learning_rate: float, decoding: Decoding
     ) -> None:
         self._config = config
         self._policy = policy
         self._learning_rate = learning_rate
-        self._temperature = temperature
+        self._decoding = decoding
 
     def targets(self, batch: Batch, micro_batches: Sequence[MicroBatch], *, step: int) -> Targets:
         """The log-probs that the log-ratios are to."""
@@ -50,7 +51,7 @@ class DirectAlignment:
         self, micro_batch: MicroBatch, targets: Targets, counts: Mapping[str, float], *, last: bool
     ) -> Metrics:
         """Forward and backward of one packed row of whole pairs."""
-        logprobs_N = self._policy(micro_batch.row.to(self._policy.device), self._temperature).cpu()
+        logprobs_N = self._policy(micro_batch.row.to(self._policy.device), self._decoding).cpu()
         if not micro_batch.members:
             loss, metrics = logprobs_N.sum() * 0.0, dict.fromkeys(PAIR_METRICS, torch.zeros(()))
         else:

@@ -1,22 +1,23 @@
 """A reward model from human ratings: a frozen, truncated backbone and a scalar head learned from pairs.
 
-    rated snippets -> hidden states (once) -> preference pairs -> Bradley-Terry -> head
+    rated snippets -> hidden states (once) -> head (learner/reward_head.py) -> sequence classifier
 
 The backbone is the policy's own model, cut after `num_layers`: its middle layers tell liking better than
-its last ones, and a shorter model serves faster. With the backbone frozen the loss is convex in the head,
-so L-BFGS solves it to the end in seconds.
+its last ones, and a shorter model serves faster.
 
 People rated whole snippets, but completions stop at `max_new_tokens`. A head that has only seen last tokens
 of whole snippets reads much into whatever token a cut text happens to end with, so it learns from cut
 snippets as well (as the token-level verifiers of arXiv:2110.14168, section 4.2). One forward pass gives the
 features of a snippet and of all its cuts.
 
-Dimension key: S texts (snippets, then cut snippets), F features (hidden size), P preference pairs.
+Dimension key: S texts (snippets and cut snippets), F features (hidden size).
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,11 @@ from core.models import hidden_states, load_scalar_model
 from core.packing import pack_row, plan_rows
 from core.ratings import SPLIT_FRACTIONS, RatedText, load_ratings, split_ratings
 from learner.config import RewardModelConfig
-from learner.losses import bradley_terry_loss
+from learner.reward_head import fit_head
+from learner.reward_metrics import pairwise_accuracy, rater_agreement
 
-DRAWS_PER_PAIR = 4
-"""Random pairs drawn for each one wanted: about half are in the wrong order, some are too close."""
 MIN_CUT_TOKENS = 8
 """A snippet is cut after this many tokens or later; fewer say little."""
-MAX_ITERATIONS = 100
-"""Of L-BFGS; it converges in fewer."""
 MARGINS = (0.0, 1.0, 2.0)
 """Held-out accuracy is reported on pairs whose mean ratings differ by at least these."""
 
@@ -58,21 +56,12 @@ def train_reward_model(
         f"{len(rows)} rated snippets ({len(malformed)} malformed lines left out): "
         f"{len(train)} to learn from, {len(heldout)} held out"
     )
-    _write_backbone(model_path, folder, num_layers=config.num_layers)
-    train_SF, train_ratings_S, _ = _features(folder, train, config.cut_copies, config, report)
-    heldout_SF, heldout_ratings_S, is_cut_S = _features(folder, heldout, 1, config, report)
-    head_F = _fit_head(train_SF, train_ratings_S, config)
+    write_backbone(model_path, folder, num_layers=config.num_layers)
+    learned_from = text_features(folder, train, cut_copies=config.cut_copies, config=config, report=report)
+    measured_on = text_features(folder, heldout, cut_copies=1, config=config, report=report)
+    head_F = fit_head(learned_from.features_SF, ratings_of(train)[learned_from.row_of_S], config)
     _write_head(folder, head_F)
-    scores_S = heldout_SF @ head_F
-    metrics = {
-        f"{name}_{margin:g}": pairwise_accuracy(scores_S[of_S], heldout_ratings_S[of_S], margin)
-        for name, of_S in (("pairwise_accuracy", ~is_cut_S), ("pairwise_accuracy_cut", is_cut_S))
-        for margin in MARGINS
-    }
-    metrics |= {
-        "score_mean": float(scores_S[~is_cut_S].mean()),
-        "score_std": float(scores_S[~is_cut_S].std()),
-    }
+    metrics = heldout_metrics(measured_on, heldout, head_F)
     metrics |= {
         "train_snippets": len(train),
         "heldout_snippets": len(heldout),
@@ -82,15 +71,39 @@ def train_reward_model(
     return metrics
 
 
-def pairwise_accuracy(scores_S: torch.Tensor, ratings_S: torch.Tensor, margin: float) -> float:
-    """Share of the pairs, whose ratings differ by `margin` or more, that the scores order like the ratings."""
-    difference_SS = ratings_S[:, None] - ratings_S[None]
-    counted_SS = (difference_SS >= margin) & (difference_SS > 0)
-    right_SS = (scores_S[:, None] > scores_S[None]) & counted_SS
-    return float(right_SS.sum() / counted_SS.sum())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFeatures:
+    """What a head sees of some rows' texts, whole and cut."""
+
+    features_SF: torch.Tensor
+    row_of_S: torch.Tensor
+    """[S] int64: which row a text is of."""
+    is_cut_S: torch.Tensor
+    """[S] bool."""
 
 
-def _write_backbone(model_path: Path, folder: Path, *, num_layers: int) -> None:
+def ratings_of(rows: Sequence[RatedText]) -> torch.Tensor:
+    """[rows]: mean ratings."""
+    return torch.tensor([row.rating for row in rows])
+
+
+def heldout_metrics(texts: TextFeatures, rows: Sequence[RatedText], head_F: torch.Tensor) -> dict[str, float]:
+    """Accuracy by margin on whole and on cut texts; agreement with single raters on whole ones."""
+    scores_S, ratings_S = texts.features_SF @ head_F, ratings_of(rows)[texts.row_of_S]
+    whole_S = ~texts.is_cut_S
+    accuracies = {
+        f"{name}_{margin:g}": pairwise_accuracy(scores_S[of_S], ratings_S[of_S], margin)
+        for name, of_S in (("pairwise_accuracy", whole_S), ("pairwise_accuracy_cut", texts.is_cut_S))
+        for margin in MARGINS
+        if of_S.any()
+    }
+    raters_S = [rows[row].ratings for row in texts.row_of_S[whole_S].tolist()]
+    spread = {"score_mean": float(scores_S[whole_S].mean()), "score_std": float(scores_S[whole_S].std())}
+    metrics = accuracies | rater_agreement(scores_S[whole_S], raters_S) | spread
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}  # some need more texts
+
+
+def write_backbone(model_path: Path, folder: Path, *, num_layers: int) -> None:
     """The policy's first layers as a sequence classifier with one output, its head still zero."""
     config = AutoConfig.from_pretrained(model_path)
     if num_layers > config.num_hidden_layers:
@@ -108,14 +121,15 @@ def _write_backbone(model_path: Path, folder: Path, *, num_layers: int) -> None:
 
 
 @torch.inference_mode()
-def _features(
+def text_features(
     folder: Path,
     rows: Sequence[RatedText],
+    *,
     cut_copies: int,
     config: RewardModelConfig,
     report: Callable[[str], None],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """([S, F], [S], [S]): what the head sees of each text, its rating, and whether it is a cut snippet."""
+) -> TextFeatures:
+    """The last token's hidden state of each row's text, and of `cut_copies` cut ones of it."""
     started = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     token_ids = [
@@ -143,41 +157,9 @@ def _features(
     report(
         f"features of {len(rows)} snippets: {tokens} tokens in {seconds:.0f} s, {tokens / seconds:.0f} a second"
     )
-    ratings_S = torch.tensor([row.rating for row in rows])[of_row]
-    return torch.cat(parts).clone(), ratings_S, torch.tensor(cut)
-
-
-def _fit_head(features_SF: torch.Tensor, ratings_S: torch.Tensor, config: RewardModelConfig) -> torch.Tensor:
-    """[F]: the head that makes the better rated text of each pair score higher."""
-    scale_F = features_SF.std(0)
-    chosen_P, rejected_P = _draw_pairs(ratings_S, config)
-    difference_PF = (features_SF[chosen_P] - features_SF[rejected_P]) / scale_F
-    head_F = torch.zeros(features_SF.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([head_F], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
-    zeros_P = torch.zeros(len(difference_PF))
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = bradley_terry_loss(difference_PF @ head_F, zeros_P) + config.l2 * head_F.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return (head_F / scale_F).detach()
-
-
-def _draw_pairs(ratings_S: torch.Tensor, config: RewardModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """([P], [P]): the better and the worse rated of each pair. Raises `UserError` if the ratings give too few."""
-    generator = torch.Generator().manual_seed(config.split_seed)
-    drawn = (2, DRAWS_PER_PAIR * config.num_pairs)
-    first, second = torch.randint(len(ratings_S), drawn, generator=generator)
-    far_apart = ratings_S[first] - ratings_S[second] >= config.min_rating_difference
-    chosen_P, rejected_P = first[far_apart][: config.num_pairs], second[far_apart][: config.num_pairs]
-    if len(chosen_P) == 0:
-        raise UserError(
-            f"reward_model: no two ratings are {config.min_rating_difference} apart; lower min_rating_difference"
-        )
-    return chosen_P, rejected_P
+    return TextFeatures(
+        features_SF=torch.cat(parts).clone(), row_of_S=torch.tensor(of_row), is_cut_S=torch.tensor(cut)
+    )
 
 
 def _write_head(folder: Path, head_F: torch.Tensor) -> None:

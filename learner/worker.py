@@ -12,12 +12,22 @@ from typing import Any
 import ray
 
 from core.config import ModelConfig
+from core.decoding import Decoding
 from core.errors import UserError
-from core.messages import Demonstration, Int32s, RolloutGroup
+from core.messages import Completion, Demonstration, Float32s, Int32s, RolloutGroup
 from core.remote import actor_options, answer, node_address, own_memory_bytes
 from core.weights import WeightManifest
 from learner.algorithm_config import AlgorithmConfig, PPOConfig
 from learner.config import KLConfig, LearnerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainingTexts:
+    """Texts whose likelihood is part of every update (PPO-ptx)."""
+
+    texts: Sequence[Demonstration]
+    coef: float
+    texts_per_step: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +40,10 @@ class LearnerSetup:
     config: LearnerConfig
     algorithm: AlgorithmConfig
     kl: KLConfig
-    temperature: float
+    decoding: Decoding
     max_new_tokens: int
     seed: int
+    pretraining: PretrainingTexts | None
     num_steps: int
     """Steps of the whole training, which the learning-rate schedule is laid over."""
     probe_token_ids_T: Int32s
@@ -84,16 +95,33 @@ class LearnerWorker:
             kl=setup.kl,
             policy=policy,
             value_model=value_model,
-            temperature=setup.temperature,
+            decoding=setup.decoding,
             max_new_tokens=setup.max_new_tokens,
             seed=setup.seed,
             num_steps=setup.num_steps,
+            pretraining=self._pretraining(setup, policy),
         )
         self._push = WeightPush(
             self._learner,
             rank=self._rank,
             probe_token_ids_T=setup.probe_token_ids_T,
             max_probe_gap=setup.max_probe_gap,
+        )
+
+    def _pretraining(self, setup: LearnerSetup, policy: Any) -> Any:
+        from learner.pretraining import Pretraining  # heavy, see `start`
+
+        if setup.pretraining is None:
+            return None
+        return Pretraining(
+            setup.pretraining.texts,
+            coef=setup.pretraining.coef,
+            texts_per_step=setup.pretraining.texts_per_step,
+            policy=policy,
+            rank=self._rank,
+            world_size=setup.config.world_size,
+            token_budget=setup.config.token_budget,
+            seed=setup.seed,
         )
 
     def _engine(self, module: Any, setup: LearnerSetup) -> Any:
@@ -108,6 +136,9 @@ class LearnerWorker:
         started = time.perf_counter()
         metrics = self._learner.train_step(groups)
         return metrics | {"learn_s": time.perf_counter() - started}
+
+    def reference_logprobs(self, texts: Sequence[Completion | Demonstration]) -> list[Float32s]:
+        return self._learner.reference_logprobs(texts)
 
     def mean_nll(self, texts: Sequence[Demonstration]) -> float:
         return self._learner.mean_nll(texts)
@@ -187,6 +218,14 @@ class LearnerGroup:
         manifest, timing = answers[0]
         assert manifest is not None
         return manifest, timing
+
+    async def reference_logprobs(self, texts: Sequence[Completion | Demonstration]) -> list[Float32s]:
+        """Log-probs of texts under the base below the adapters."""
+        answers = await self._all(
+            "reference_logprobs", ray.put(list(texts)), what="scoring as reference", deadline_s=self._learn_s
+        )
+        logprobs: list[Float32s] = answers[0]
+        return logprobs
 
     async def mean_nll(self, texts: Sequence[Demonstration]) -> float:
         """Mean negative log-likelihood of texts under the present policy, in nats a token."""

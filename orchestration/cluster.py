@@ -15,15 +15,17 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import RewardModelReward
+from actors.decoding import decoding_of
 from actors.rollout import RolloutPool, WeightedReward
 from actors.worker import ActorSetup, RolloutHandle, ScorerPool
 from core.config import Resources
 from core.errors import UserError, WorkerError
-from core.messages import Int32s
 from core.remote import answer
 from learner.algorithm_config import PPOConfig
 from learner.worker import LearnerGroup, LearnerSetup
+from orchestration.adapter_reference import AdapterReference
 from orchestration.config import Recipe
+from orchestration.inputs import RunInputs
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of a local Ray. Rollouts are small, and weights do not go through the object store."""
@@ -69,7 +71,7 @@ def workers_of(recipe: Recipe) -> list[Worker]:
     counts: list[tuple[str, int, Resources]] = [
         ("learner", recipe.learner.world_size, recipe.learner.resources),
         ("rollout", recipe.rollout.workers, recipe.rollout.resources),
-        ("reference", recipe.reference.replicas, recipe.reference.resources),
+        ("reference", recipe.reference.num_scorers, recipe.reference.resources),
         *((f"reward-{reward.name}", reward.replicas, reward.resources) for reward in recipe.rewards),
     ]
     return [Worker(name=f"{kind}-{i}", resources=res) for kind, count, res in counts for i in range(count)]
@@ -105,9 +107,7 @@ def joined(address: str | None) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def started(
-    recipe: Recipe, *, model_path: Path, reward_paths: dict[str, Path], probe_token_ids_T: Int32s
-) -> AsyncIterator[Workers]:
+async def started(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[Workers]:
     """All workers, up and loaded. They end with the context.
 
     Raises `UserError` if the cluster is too small, `WorkerError` naming the worker that does not come up.
@@ -116,7 +116,7 @@ async def started(
     group = await _reserve(plan, recipe.deadlines.start_s)
     places = {worker.name: _place(group, index) for index, worker in enumerate(plan)}
     try:
-        workers = await _start(recipe, places, model_path, reward_paths, probe_token_ids_T)
+        workers = await _start(recipe, places, inputs)
         try:
             yield workers
         except BaseException:
@@ -155,27 +155,22 @@ async def _reserve(plan: list[Worker], deadline_s: float) -> PlacementGroup:
     return group
 
 
-async def _start(
-    recipe: Recipe,
-    places: dict[str, Any],
-    model_path: Path,
-    reward_paths: dict[str, Path],
-    probe_token_ids_T: Int32s,
-) -> Workers:
-    deadlines = recipe.deadlines
-    setup = ActorSetup(model_path=model_path, model=recipe.model, rollout=recipe.rollout)
+async def _start(recipe: Recipe, places: dict[str, Any], inputs: RunInputs) -> Workers:
+    deadlines, reward_paths = recipe.deadlines, inputs.reward_paths
+    setup = ActorSetup(model_path=inputs.model_path, model=recipe.model, rollout=recipe.rollout)
     learner_setup = LearnerSetup(
-        model_path=model_path,
+        model_path=inputs.model_path,
         model=recipe.model,
         value_model_path=_value_model_path(recipe, reward_paths),
         config=recipe.learner,
         algorithm=recipe.algorithm,
         kl=recipe.kl,
-        temperature=recipe.rollout.temperature,
+        decoding=decoding_of(recipe.rollout),
         max_new_tokens=recipe.rollout.max_new_tokens,
         seed=recipe.seed,
+        pretraining=inputs.pretraining,
         num_steps=recipe.trainer.steps,
-        probe_token_ids_T=probe_token_ids_T,
+        probe_token_ids_T=inputs.probe_token_ids(recipe.model.max_model_len),
         max_probe_gap=recipe.weight_push.max_probe_gap,
         deadline_s=deadlines.start_s,
     )
@@ -209,7 +204,8 @@ async def _start(
         reward.name: WeightedReward(server=scorers[f"reward-{reward.name}"], weight=reward.weight)
         for reward in recipe.rewards
     }
-    pool = RolloutPool(rollout, scorers["reference"], rewards)
+    reference = AdapterReference(learner) if recipe.reference.adapters_off else scorers["reference"]
+    pool = RolloutPool(rollout, reference, rewards)
     return Workers(learner=learner, pool=pool, rollout=rollout, scorers=list(scorers.values()))
 
 
@@ -235,7 +231,8 @@ async def _all_up(*starts: Coroutine[Any, Any, None]) -> None:
 
 
 def _scorer_configs(recipe: Recipe) -> dict[str, Any]:
-    return {"reference": recipe.reference, **{f"reward-{reward.name}": reward for reward in recipe.rewards}}
+    configs: dict[str, Any] = {f"reward-{reward.name}": reward for reward in recipe.rewards}
+    return configs if recipe.reference.adapters_off else {"reference": recipe.reference, **configs}
 
 
 def _value_model_path(recipe: Recipe, reward_paths: dict[str, Path]) -> Path | None:

@@ -29,6 +29,17 @@ class TrainerConfig(Section):
     """Write the trained policy as a Hugging Face checkpoint at the end."""
 
 
+class PretrainingConfig(Section):
+    """PPO-ptx: the likelihood of texts, mixed into every update of the policy. arXiv:2203.02155, eq. 2."""
+
+    coef: float = Field(gt=0)
+    """Weight of the texts' mean negative log-likelihood beside the policy's loss."""
+    texts_per_step: int = Field(default=16, ge=1)
+    """Texts of each update."""
+    dataset: DatasetConfig
+    """Where the texts come from; of a group with several, the best rated one is used."""
+
+
 class WeightPushConfig(Section):
     """How new weights get from the learner into the engines: through shared memory, so on one host, verified."""
 
@@ -72,6 +83,7 @@ class Recipe(Section):
     reward_model: RewardModelConfig | None = None
     learner: LearnerConfig = LearnerConfig()
     algorithm: AlgorithmConfig
+    pretraining: PretrainingConfig | None = None
     kl: KLConfig = KLConfig()
     trainer: TrainerConfig
     weight_push: WeightPushConfig = WeightPushConfig()

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from actors.config import MovieReviewDataset, MovieReviewPrompts, RewardModelReward
+from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RewardModelReward
 from actors.dataset import load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
-from core.messages import Int32s
+from core.messages import DemonstrationGroup, Int32s, RolloutGroup
+from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
 from orchestration.config import Recipe
 
@@ -46,18 +48,8 @@ class RunInputs:
             if isinstance(recipe.prompts, MovieReviewPrompts)
             else None
         )
-        self.dataset = (
-            load_dataset(
-                recipe.dataset,
-                self.tokenizer,
-                data_folder=asset_path(RATINGS.name)
-                if isinstance(recipe.dataset, MovieReviewDataset)
-                else None,
-                max_tokens=recipe.model.max_model_len,
-            )
-            if recipe.dataset
-            else None
-        )
+        self.dataset = self._load(recipe.dataset, recipe) if recipe.dataset else None
+        self.pretraining = self._pretraining(recipe)
         self.reward_paths: dict[str, Path] = {}
         self.reward_model_metrics: dict[str, Any] = {}
         for reward in recipe.rewards:
@@ -68,6 +60,26 @@ class RunInputs:
                     self.reward_model_metrics = json.loads(
                         (path / "metrics.json").read_text(encoding="utf-8")
                     )
+
+    def _load(self, dataset: DatasetConfig, recipe: Recipe) -> Sequence[DemonstrationGroup | RolloutGroup]:
+        return load_dataset(
+            dataset,
+            self.tokenizer,
+            data_folder=asset_path(RATINGS.name) if isinstance(dataset, MovieReviewDataset) else None,
+            max_tokens=recipe.model.max_model_len,
+        )
+
+    def _pretraining(self, recipe: Recipe) -> PretrainingTexts | None:
+        if recipe.pretraining is None:
+            return None
+        texts = [
+            max(group.demonstrations, key=lambda text: text.score)
+            for group in self._load(recipe.pretraining.dataset, recipe)
+            if isinstance(group, DemonstrationGroup)
+        ]
+        return PretrainingTexts(
+            texts=texts, coef=recipe.pretraining.coef, texts_per_step=recipe.pretraining.texts_per_step
+        )
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of completion tokens, special ones left out."""

@@ -57,7 +57,7 @@ def _table(section: Section, path: tuple[str, ...], *, annotate: bool) -> Iterat
         dotted = ".".join((*path, name))
         if isinstance(value, Section):
             tables.append((f"[{dotted}]", value))
-        elif isinstance(value, list):
+        elif isinstance(value, list) and any(isinstance(item, Section) for item in value):
             tables.extend((f"[[{dotted}]]", item) for item in value)
         elif value is not None or field.default is not None or annotate:
             unset = value is None and field.default is None
@@ -84,7 +84,7 @@ def _summary(recipe: Recipe) -> Iterator[str]:
     )
     processes: list[tuple[str, int, Resources]] = [
         ("rollout worker", rollout.workers, rollout.resources),
-        ("reference scorer", recipe.reference.replicas, recipe.reference.resources),
+        ("reference scorer", recipe.reference.num_scorers, recipe.reference.resources),
         *((f"server of {reward.name}", reward.replicas, reward.resources) for reward in recipe.rewards),
         ("learner rank", recipe.learner.world_size, recipe.learner.resources),
     ]

@@ -93,12 +93,7 @@ class Run:
 
     async def _execute(self) -> dict[str, Any]:
         self._view.phase("start")
-        async with cluster.started(
-            self._recipe,
-            model_path=self._inputs.model_path,
-            reward_paths=self._inputs.reward_paths,
-            probe_token_ids_T=self._inputs.probe_token_ids(self._recipe.model.max_model_len),
-        ) as self._workers:
+        async with cluster.started(self._recipe, self._inputs) as self._workers:
             return await self._train_and_compare(self._make_trainer())
 
     async def _train_and_compare(self, trainer: Trainer) -> dict[str, Any]:

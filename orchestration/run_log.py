@@ -17,6 +17,7 @@ LEARNING_METRICS = (
     "value_loss",
     "kl_loss",
     "entropy",
+    "pretraining_loss",
     "pair_accuracy_fraction",
     "pair_margin_nats",
     "pair_score_gap",

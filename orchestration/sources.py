@@ -4,18 +4,18 @@ The trainer asks for group 0, 1, 2, ... Group k is the same in every run of a re
 and the seeds), so a resumed run goes on where it stopped.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from actors.config import SEEDS_PER_GROUP
 from actors.prompts import PromptStream
 from actors.rollout import RolloutPool
 from core.errors import UserError
 from core.messages import DemonstrationGroup, RolloutGroup
 
-SEEDS_PER_GROUP = 1_000
-"""Seeds set aside for the completions of one group, so that no two completions of a run share one."""
 RESAMPLED = 2**40
 """Added to a group's place in the prompt stream for each time that it is sampled anew."""
 
@@ -84,18 +84,16 @@ class DatasetGroups:
         self._pool = pool
         self._groups = groups
         self._seed = seed
-        self._scored: dict[int, RolloutGroup] = {}
+        self._scored: dict[int, asyncio.Task[RolloutGroup]] = {}
 
     async def group(self, number: int) -> RolloutGroup:
         """The group with this number."""
         epoch, place = divmod(number, len(self._groups))
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._groups))
         index = int(order[place])
+        group = self._groups[index]
+        if isinstance(group, RolloutGroup):
+            return group
         if index not in self._scored:
-            group = self._groups[index]
-            self._scored[index] = (
-                await self._pool.score_demonstrations(group)
-                if isinstance(group, DemonstrationGroup)
-                else group
-            )
-        return self._scored[index]
+            self._scored[index] = asyncio.create_task(self._pool.score_demonstrations(group))
+        return await asyncio.shield(self._scored[index])

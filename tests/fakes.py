@@ -13,9 +13,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+from core.errors import WorkerError
 from core.messages import (
     Bools,
     Completion,
+    Demonstration,
     Float32s,
     Int32s,
     Prompt,
@@ -74,8 +76,37 @@ def make_rollout(
     return Rollout(completion=completion, reference_logprobs_T=logprobs, rewards={"fake": score}, score=score)
 
 
+def make_demonstration(
+    *written_ids: int, prompt: Prompt | None = None, score: float = 0.0, text: str = "a text"
+) -> Demonstration:
+    prompt = prompt or make_prompt()
+    token_ids_T = np.concatenate([prompt.token_ids, int32s(*written_ids)])
+    sampled_T = np.arange(len(token_ids_T)) >= len(prompt.token_ids)
+    return Demonstration(prompt=prompt, token_ids_T=token_ids_T, sampled_T=sampled_T, text=text, score=score)
+
+
 def make_group(group_id: str, rollouts: Sequence[Rollout]) -> RolloutGroup:
     return RolloutGroup(group_id=group_id, rollouts=tuple(rollouts))
+
+
+class FakeChatTokenizer:
+    """A token a word, which is its length; `</s>` is the end-of-sequence token 0 and closes every message."""
+
+    eos_token_id: int | None = 0
+    eos_token: str | None = "</s>"
+    bos_token: str | None = None
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[0 if word == "</s>" else len(word) for word in one.split()] for one in text]}
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
+    ) -> str:
+        assert not tokenize
+        if not conversation:
+            raise ValueError("Cannot apply chat template to an empty conversation.")  # as transformers does
+        written = "".join(f" <{message['role']}> {message['content']} </s>" for message in conversation)
+        return written + " <assistant>" * add_generation_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +184,29 @@ class FakeScorer:
             self.num_cancelled += 1
             raise
         return self._function(completion)
+
+
+class FakeLearner:
+    """Counts its steps, and remembers what it trained on."""
+
+    def __init__(self, version: int = 0, *, fails_at: int = -1) -> None:
+        self.version = version
+        self.trained_on: list[list[RolloutGroup]] = []
+        self.lags: list[int] = []
+        self._fails_at = fails_at
+
+    async def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        if self.version == self._fails_at:
+            raise WorkerError("learner-0 died")
+        self.trained_on.append(list(groups))
+        self.lags += [self.version - group.policy_version for group in groups]
+        await asyncio.sleep(1.0)
+        self.version += 1
+        return {"policy_loss": float(self.version)}
+
+    async def pack_weights(self) -> tuple[WeightManifest, dict[str, float]]:
+        await asyncio.sleep(0.1)
+        return make_manifest(self.version), {"pack_s": 0.1}
 
 
 def flat_reference(completion: Completion) -> Float32s:

@@ -8,11 +8,12 @@ import pytest
 
 from actors.rollout import RolloutPool, WeightedReward
 from core.errors import UserError
-from core.messages import Completion, Float32s, RolloutGroup, SampleRequest
+from core.messages import Completion, Demonstration, DemonstrationGroup, Float32s, RolloutGroup, SampleRequest
 from tests.fakes import (
     FakeSampler,
     FakeScorer,
     flat_reference,
+    make_demonstration,
     make_manifest,
     make_prompt,
     run_virtually,
@@ -181,3 +182,82 @@ def test_every_rollout_worker_pulls_the_weights() -> None:
     reports = run_virtually(make_pool(*samplers).pull_weights(make_manifest(5), deadline_s=1.0))
     assert [sampler.version for sampler in samplers] == [5, 5]
     assert reports == [sampler.report for sampler in samplers]
+
+
+class SlowForShortTexts:
+    """A reference: minus the last token, in nats, for every token of the text."""
+
+    async def score(self, text: Completion | Demonstration) -> Float32s:
+        await asyncio.sleep(10.0 - len(text.token_ids_T))
+        return (text.sampled_T * -float(text.token_ids_T[-1])).astype(np.float32)
+
+
+def test_texts_of_a_dataset_become_rollouts_of_the_reference() -> None:
+    texts = (
+        make_demonstration(3, prompt=PROMPT, score=4.0, text=" short"),
+        make_demonstration(4, 5, prompt=PROMPT, score=-1.5, text=" longer"),
+    )
+    sampler, reward = FakeSampler(), FakeScorer(seed_of)
+    rewards = {"seed": WeightedReward(server=reward, weight=2.0)}
+    pool = RolloutPool([sampler], SlowForShortTexts(), rewards)
+    group = run_virtually(
+        pool.score_demonstrations(DemonstrationGroup(group_id="dataset-7", demonstrations=texts))
+    )
+    assert (group.group_id, group.policy_version) == ("dataset-7", 0)
+    assert group.prompt is PROMPT
+    assert [rollout.completion.request_id for rollout in group.rollouts] == ["dataset-7-0", "dataset-7-1"]
+    assert [rollout.reference_logprobs_T.tolist() for rollout in group.rollouts] == [
+        [0.0, 0.0, -3.0],
+        [0.0, 0.0, -5.0, -5.0],
+    ]
+    assert [(r.score, dict(r.rewards)) for r in group.rollouts] == [
+        (4.0, {"dataset": 4.0}),
+        (-1.5, {"dataset": -1.5}),
+    ]
+    for rollout, text in zip(group.rollouts, texts, strict=True):
+        completion = rollout.completion
+        assert completion.token_ids_T.tolist() == text.token_ids_T.tolist()
+        assert completion.sampled_T.tolist() == text.sampled_T.tolist()
+        assert completion.behavior_logprobs_T.tolist() == rollout.reference_logprobs_T.tolist()
+        assert (completion.text, completion.truncated, rollout.kl_nats) == (text.text, False, 0.0)
+    (span,) = group.rollouts[1].completion.version_spans
+    assert (span.policy_version, span.start, span.stop) == (0, 0, 2)
+    assert (sampler.requests, reward.num_started) == ([], 0)
+
+
+def test_the_texts_of_a_group_are_scored_at_the_same_time() -> None:
+    async def duration_s() -> float:
+        texts = tuple(make_demonstration(token) for token in range(5))
+        pool = make_pool(FakeSampler(), reference=FakeScorer(flat_reference, delay_s=3.0))
+        await pool.score_demonstrations(DemonstrationGroup(group_id="d", demonstrations=texts))
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(duration_s()) == 3.0
+
+
+class BreakingReference:
+    """Fails on the text that ends with token 1; takes very long for others."""
+
+    num_cancelled = 0
+
+    async def score(self, text: Completion | Demonstration) -> Float32s:
+        try:
+            await asyncio.sleep(1.0 if text.token_ids_T[-1] == 1 else 1000.0)
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        raise UserError("reference-0 died")
+
+
+def test_an_error_of_the_reference_on_a_text_surfaces_as_it_is_and_ends_the_group() -> None:
+    texts = tuple(make_demonstration(token) for token in (0, 1, 2))
+    reference = BreakingReference()
+    pool = RolloutPool([], reference, {})
+
+    async def fails_at() -> float:
+        with pytest.raises(UserError, match="^reference-0 died$"):
+            await pool.score_demonstrations(DemonstrationGroup(group_id="d", demonstrations=texts))
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(fails_at()) == 1.0
+    assert reference.num_cancelled == 2

@@ -5,7 +5,7 @@ the engine to the weights that it needs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import torch
 from actors.config import RolloutConfig
 from actors.engine_loop import Engine, EngineLoop
 from core.config import ModelConfig
+from core.decoding import UNCHANGED, Decoding
 from core.errors import UserError, WorkerError
 from core.messages import Completion, Float32s, Int32s, Prompt, SampleRequest, VersionSpan
 from core.models import TokenLogprobs, load_policy
@@ -41,6 +42,14 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "TORCHDYNAMO_DISABLE": "1",
 }
+
+
+TRUNCATED = (
+    Decoding(top_k=5),
+    Decoding(top_p=0.8),
+    Decoding(min_p=0.05),
+    Decoding(temperature=1.3, top_k=200, top_p=0.9, min_p=0.001),
+)
 
 
 class Learner:
@@ -88,10 +97,10 @@ class Learner:
         )
 
     @torch.no_grad()
-    def logprobs(self, token_ids_T: Int32s, trained_T: Any, temperature: float = 1.0) -> Float32s:
+    def logprobs(self, token_ids_T: Int32s, trained_T: Any, decoding: Decoding = UNCHANGED) -> Float32s:
         """[T] float32, nats; 0 where not trained."""
         logprobs_T = np.zeros(len(token_ids_T), dtype=np.float32)
-        logprobs_T[trained_T] = self.policy(pack_row([(token_ids_T, trained_T)]), temperature).numpy()
+        logprobs_T[trained_T] = self.policy(pack_row([(token_ids_T, trained_T)]), decoding).numpy()
         return logprobs_T
 
 
@@ -172,12 +181,12 @@ def sample(sampler: "Sampler", wanted: Sequence[SampleRequest]) -> list[Completi
     return finish(sampler)
 
 
-def largest_gap(learner: Learner, completions: Sequence[Completion], temperature: float = 1.0) -> float:
+def largest_gap(learner: Learner, completions: Sequence[Completion], decoding: Decoding = UNCHANGED) -> float:
     """Nats between what the sampler reported and what the learner makes of the same tokens."""
     return max(
         float(np.abs(completion.behavior_logprobs_T - own).max())
         for completion in completions
-        for own in [learner.logprobs(completion.token_ids_T, completion.sampled_T, temperature)]
+        for own in [learner.logprobs(completion.token_ids_T, completion.sampled_T, decoding)]
     )
 
 
@@ -209,8 +218,30 @@ def test_log_probs_are_of_the_distribution_that_was_sampled_from(
     """At another temperature, and far from those at temperature 1: a learner that forgot it would notice."""
     warm_engine.pull_weights(learner.manifest())
     completions = sample(warm_engine, requests([3, 40]))
-    assert largest_gap(learner, completions, temperature=0.7) < MAX_GAP
-    assert largest_gap(learner, completions, temperature=1.0) > 0.1
+    assert largest_gap(learner, completions, Decoding(temperature=0.7)) < MAX_GAP
+    assert largest_gap(learner, completions) > 0.1
+
+
+@pytest.mark.parametrize("decoding", TRUNCATED, ids=["top_k", "top_p", "min_p", "all"])
+def test_log_probs_account_for_what_is_cut_off(
+    sampler: "Sampler", learner: Learner, decoding: Decoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same engine, asked to sample in other ways: vLLM takes them with each request."""
+    monkeypatch.setattr(sampler, "_rollout", sampler._rollout.model_copy(update=asdict(decoding)))
+    completions = sample(sampler, requests([3, 40, 7, 9]))
+    assert largest_gap(learner, completions, decoding) < MAX_GAP
+    assert largest_gap(learner, completions, decoding.untruncated) > 0.05
+
+
+def test_a_stop_text_ends_a_completion(
+    sampler: "Sampler", learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [whole] = sample(sampler, requests([5]))
+    monkeypatch.setattr(sampler, "_rollout", sampler._rollout.model_copy(update={"stop": [whole.text[3:6]]}))
+    [stopped] = sample(sampler, requests([5]))
+    assert not stopped.truncated
+    assert 1 <= stopped.num_completion_tokens < whole.num_completion_tokens
+    assert np.array_equal(stopped.token_ids_T, whole.token_ids_T[: len(stopped.token_ids_T)])
 
 
 @pytest.mark.parametrize("length", [5, 2 * BLOCK_TOKENS + 20], ids=["short", "cached"])

@@ -36,6 +36,16 @@ def test_a_group_is_as_old_as_its_oldest_rollout_and_counts_all_tokens() -> None
     assert group.prompt is prompt
 
 
+def test_the_nll_of_a_group_is_the_mean_over_all_its_sampled_tokens() -> None:
+    """Long completions weigh more (the mean of the two means would be 3.75), and prompts not at all."""
+    prompt = make_prompt(1, 2, 3)
+    long, short = make_completion(7, 8, prompt=prompt), make_completion(9, prompt=prompt)
+    group = make_group(
+        "g", [make_rollout(long, reference=[-1.0, -2.0]), make_rollout(short, reference=[-6.0])]
+    )
+    assert group.reference_nll == 3.0
+
+
 def test_tokens_are_counted_by_who_wrote_them() -> None:
     completion = make_completion(7, 8, 9, prompt=make_prompt(1, 2))
     assert (completion.num_prompt_tokens, completion.num_completion_tokens) == (2, 3)

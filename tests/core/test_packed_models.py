@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from core.decoding import Decoding
 from core.errors import UserError
 from core.messages import Bools, Int32s
 from core.models import (
@@ -133,7 +134,7 @@ def test_a_neighbour_changes_nothing(policy: TokenLogprobs) -> None:
 @torch.no_grad()
 def test_logits_are_divided_by_the_temperature(policy: TokenLogprobs, unpacked: LlamaForCausalLM) -> None:
     sequences = make_sequences((9, 4))
-    packed = policy(pack_row(sequences), 0.7)
+    packed = policy(pack_row(sequences), Decoding(temperature=0.7))
     assert torch.allclose(packed, one_by_one(unpacked, sequences, 0.7), rtol=0, atol=1e-5)
     assert not torch.allclose(packed, policy(pack_row(sequences)), atol=1e-2)
 

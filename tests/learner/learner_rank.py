@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from core.decoding import Decoding
 from core.errors import NonFiniteError
-from core.messages import Completion, Prompt, Rollout, RolloutGroup, VersionSpan
+from core.messages import Completion, Demonstration, Prompt, Rollout, RolloutGroup, VersionSpan
 from core.models import load_policy, load_scalar_model
 from core.packing import pack_row
 from learner import checkpoint
@@ -39,6 +40,7 @@ from learner.config import KLConfig, LearnerConfig
 from learner.engine import ZeroEngine, join_group, leave_group
 from learner.learner import Learner
 from learner.lora import add_adapter
+from learner.pretraining import Pretraining
 
 VOCABULARY = 512
 GROUPS, GROUP_SIZE, LONGEST = 5, 3, 40
@@ -47,7 +49,7 @@ RLOO = RLOOConfig(kind="rloo")
 PPO = PPOConfig(kind="ppo", value_learning_rate=1e-3)
 KL = KLConfig(kl_coef=0.1, controller="adaptive", kl_target=1.0, horizon=100)
 
-LORA = {"lora": {"rank": 4, "alpha": 8.0}}
+LORA: dict[str, Any] = {"lora": {"rank": 4, "alpha": 8.0}}
 METHODS: dict[str, tuple[AlgorithmConfig, dict[str, Any]]] = {
     "grpo": (GRPOConfig(kind="grpo"), {"kl": KLConfig(placement="loss", estimator="k3", kl_coef=0.1)}),
     "dr-grpo": (GRPOConfig(kind="grpo", scale_by_std=False, aggregation="constant"), {}),
@@ -63,6 +65,7 @@ METHODS: dict[str, tuple[AlgorithmConfig, dict[str, Any]]] = {
         RLOOConfig(kind="rloo"),
         {"kl": KLConfig(placement="loss", estimator="exact", direction="forward"), **LORA},
     ),
+    "ppo-ptx": (PPO, {"pretraining_coef": 0.5}),
     "sft": (SFTConfig(kind="sft"), {}),
     "best-of-prompt": (SFTConfig(kind="sft", top_k=1), {}),
     "best-of-step": (SFTConfig(kind="sft", top_k=4, top_k_of="step"), {}),
@@ -92,6 +95,7 @@ class Rank:
         *,
         token_budget: int = 256,
         kl: KLConfig = KL,
+        pretraining_coef: float = 0.0,
         **keys: Any,
     ) -> Learner:
         config = LearnerConfig.model_validate(
@@ -112,19 +116,51 @@ class Rank:
         if config.lora is not None:
             torch.manual_seed(0)
             add_adapter(policy, config.lora)
+        engine = ZeroEngine(policy, config, dtype="float32")
+        pretraining = None
+        if pretraining_coef:
+            pretraining = Pretraining(
+                self.texts(7),
+                coef=pretraining_coef,
+                texts_per_step=5,
+                policy=engine,
+                rank=self.rank,
+                world_size=self.world_size,
+                token_budget=token_budget,
+                seed=0,
+            )
         return Learner(
             rank=self.rank,
             world_size=self.world_size,
             config=config,
             algorithm=algorithm,
             kl=kl,
-            policy=ZeroEngine(policy, config, dtype="float32"),
+            policy=engine,
             value_model=value_model,
-            temperature=1.0,
+            decoding=Decoding(),
             max_new_tokens=LONGEST,
             seed=0,
             num_steps=100,
+            pretraining=pretraining,
         )
+
+    def texts(self, count: int) -> list[Demonstration]:
+        """Made-up human texts, the same on every rank."""
+        rollouts = [
+            rollout
+            for number in range(count)
+            for rollout in self._group(f"text-{number}", np.random.default_rng((77, number))).rollouts[:1]
+        ]
+        return [
+            Demonstration(
+                prompt=rollout.completion.prompt,
+                token_ids_T=rollout.completion.token_ids_T,
+                sampled_T=rollout.completion.sampled_T,
+                text="",
+                score=0.0,
+            )
+            for rollout in rollouts
+        ]
 
     def groups(self, step: int) -> list[RolloutGroup]:
         """The same rollouts on every rank: completions of 1 to 40 tokens, sampled a little off the policy."""
@@ -166,6 +202,14 @@ class Rank:
             completion=completion, reference_logprobs_T=nearby(0.3), rewards={"r": score}, score=score
         )
 
+    def base_logprobs(self, text: Demonstration) -> Any:
+        """[T]: under the model that training starts from; 0 on the prompt."""
+        logprobs_T = np.zeros(len(text.token_ids_T), dtype=np.float32)
+        with torch.no_grad():
+            row = pack_row([(text.token_ids_T, text.sampled_T)])
+            logprobs_T[text.sampled_T] = self._policy(row).numpy()
+        return logprobs_T
+
     def write(self, name: str, learner: Learner, **facts: Any) -> None:
         """All weights and some facts of a scenario; all ranks call, one writes."""
         weights = _weights(learner)
@@ -200,6 +244,26 @@ def resume(zero_stage: int, algorithm: AlgorithmConfig) -> Scenario:
                 checkpoint.load(trained, folder)
             metrics = [trained.train_step(rank.groups(step)) for step in (2, 3)]
             rank.write(f"{name}-{kind}", trained, metrics=metrics, version=trained.policy_version)
+
+    return run
+
+
+def base_as_reference(zero_stage: int) -> Scenario:
+    """Log-probs of the base model itself, and of a learner whose adapters are trained and then switched off."""
+
+    def run(rank: Rank, name: str) -> None:
+        learner = rank.learner(zero_stage, RLOO, **LORA)
+        texts = rank.texts(6)
+        expected = [rank.base_logprobs(text) for text in texts]
+        for step in range(2):
+            learner.train_step(rank.groups(step))
+        gaps = [
+            float(np.abs(got - wanted).max())
+            for got, wanted in zip(learner.reference_logprobs(texts), expected, strict=True)
+        ]
+        trained = learner.mean_nll(texts)
+        untrained = -sum(map(np.sum, expected)) / sum(int(text.sampled_T.sum()) for text in texts)
+        rank.write(name, learner, gaps=gaps, trained_nll=trained, untrained_nll=float(untrained))
 
     return run
 
@@ -300,6 +364,7 @@ SCENARIOS: dict[str, Scenario] = {
     **{f"resume-rloo-{stage}": resume(stage, RLOO) for stage in range(4)},
     **{f"resume-ppo-{stage}": resume(stage, PPO) for stage in range(4)},
     **{f"save-{stage}": save_model(stage) for stage in range(4)},
+    **{f"base-{stage}": base_as_reference(stage) for stage in (0, 3)},
     **{f"nan-rloo-{poison}": poisoned(0, RLOO, poison) for poison in _POISONS},
     **{f"nan-ppo-{poison}": poisoned(0, PPO, poison) for poison in ("score", "gradient")},
     **{f"nan-zero2-{poison}": poisoned(2, RLOO, poison) for poison in ("behavior", "gradient")},

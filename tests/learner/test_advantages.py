@@ -16,6 +16,7 @@ from learner.advantages import (
     group_advantages,
     kl_penalized_rewards,
     leave_one_out_advantages,
+    overlong_penalty,
     whiten,
 )
 
@@ -64,6 +65,16 @@ def test_token_rewards_sum_to_score_minus_the_penalty(seed: int, kl_coef: float)
     rewards_BT = kl_penalized_rewards(scores_B, kl_BT, mask_BT, kl_coef=kl_coef)
     torch.testing.assert_close(rewards_BT.sum(1), scores_B - kl_coef * (kl_BT * mask_BT).sum(1))
     assert (rewards_BT[~mask_BT] == 0).all()
+
+
+def test_overlong_penalty_by_hand() -> None:
+    # Limit 20, the last 5 cost: nothing up to 15, then a fifth a token, all of it at 20 and beyond.
+    lengths_B = torch.tensor([1, 15, 16, 18, 20, 30])
+    penalty_B = overlong_penalty(lengths_B, max_tokens=20, buffer_tokens=5)
+    torch.testing.assert_close(penalty_B, torch.tensor([0, 0, 0.2, 0.6, 1, 1]))
+    penalty_B = overlong_penalty(torch.tensor([0, 5, 20]), max_tokens=20, buffer_tokens=20)
+    torch.testing.assert_close(penalty_B, torch.tensor([0, 0.25, 1]))
+    assert overlong_penalty(torch.tensor([19, 20]), max_tokens=20, buffer_tokens=1).tolist() == [0, 1]
 
 
 # --- GAE ------------------------------------------------------------------------------------------------
@@ -263,6 +274,11 @@ def test_errors_say_what_to_do() -> None:
         gae(ones, ones[0], bools([1, 1, 1]), gamma=1, lam=1)
     with pytest.raises(ValueError, match="drop such rollouts"):
         kl_penalized_rewards(torch.ones(1), ones, bools([0, 0, 0]), kl_coef=0.1)
+    for buffer_tokens in (0, 21):
+        with pytest.raises(
+            ValueError, match=f"buffer_tokens is {buffer_tokens}; set it from 1 to the limit, 20"
+        ):
+            overlong_penalty(torch.ones(1), max_tokens=20, buffer_tokens=buffer_tokens)
     with pytest.raises(ValueError, match="selects no token"):
         whiten(ones, bools([0, 0, 0]), shift_mean=True)
     for advantages in (leave_one_out_advantages, lambda s, g: group_advantages(s, g, scale_by_std=True)):

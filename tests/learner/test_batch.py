@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from core.messages import RolloutGroup
 from core.packing import pack_row
-from learner.batch import make_batch, share_of_rank, split_minibatches
+from learner.batch import MicroBatch, make_batch, share_of_rank, split_minibatches
 from tests.fakes import make_completion, make_group, make_prompt, make_rollout
 
 SIZES = st.lists(
@@ -141,3 +141,53 @@ def test_padding_is_never_selected() -> None:
     batch = make_batch(make_groups([[1, 4]]))
     poisoned_BT = torch.where(batch.mask_BT, batch.behavior_logprobs_BT, torch.nan)
     assert not np.isnan(batch.select(poisoned_BT, [1, 0]).numpy()).any()
+
+
+# --- packed rows ----------------------------------------------------------------------------------------
+
+
+def test_groups_worked_out_by_hand() -> None:
+    batch = make_batch(make_groups([[1, 3], [2], [1, 1, 1]]))
+    assert batch.members_of_groups() == [[0, 1], [2], [3, 4, 5]]
+
+
+def test_a_plan_worked_out_by_hand() -> None:
+    """Sequences of 2 and 4, of 4, and of 4 and 4 tokens (prompts of 1, 2 and 3): rows of at most 10."""
+    batch = make_batch(make_groups([[1, 3], [2], [1, 1]]))
+    assert [len(ids) for ids, _ in batch.sequences] == [2, 4, 4, 4, 4]
+    # Longest first, each in the first row with room: 4 + 4 of members 1 and 2 leave room for member 0.
+    assert batch.plan(range(5), 10, keep_groups=False) == [[0, 1, 2], [3, 4]]
+    # Groups whole: 8 of members 3 and 4 first; 6 and 4 of the others fill the second row.
+    assert batch.plan(range(5), 10, keep_groups=True) == [[3, 4], [0, 1, 2]]
+    # Over the budget: a row of its own, still whole. Members left out stay out.
+    assert batch.plan(range(5), 5, keep_groups=True) == [[3, 4], [0, 1], [2]]
+    assert batch.plan([4, 1, 0], 7, keep_groups=True) == [[1, 0], [4]]
+    assert batch.plan([], 7, keep_groups=True) == batch.plan([], 7, keep_groups=False) == []
+
+
+def test_a_micro_batch_worked_out_by_hand() -> None:
+    batch = make_batch(make_groups([[1, 3], [2]]))
+    members = [2, 1]
+    micro_batch = MicroBatch(
+        batch=batch, members=members, row=pack_row([batch.sequences[m] for m in members])
+    )
+    assert micro_batch.row.target_ids_N.tolist() == [4, 5, 1, 2, 3]
+    assert micro_batch.mask_N.tolist() == [True] * 5
+    assert micro_batch.sequence_ids_N.tolist() == [0, 0, 1, 1, 1]
+    assert micro_batch.select(batch.reference_logprobs_BT).tolist() == [-8, -10, -2, -4, -6]
+    into_BT = torch.full((3, 3), 77.0)
+    micro_batch.scatter(torch.tensor([10.0, 20, 30, 40, 50]), into_BT)
+    assert into_BT[0].tolist() == [77, 77, 77]
+    assert into_BT[1].tolist() == [30, 40, 50]
+    assert into_BT[2, :2].tolist() == [10, 20]
+
+
+def test_an_idle_row_counts_nothing() -> None:
+    batch = make_batch(make_groups([[2, 3]]))
+    idle = MicroBatch(batch=batch, members=[], row=pack_row([batch.sequences[0]]))
+    assert idle.mask_N.tolist() == [False, False]
+    assert idle.sequence_ids_N.tolist() == [0, 0]
+    assert idle.select(batch.behavior_logprobs_BT).tolist() == [0, 0]
+    into_BT = torch.full((2, 3), 77.0)
+    idle.scatter(torch.ones(2), into_BT)
+    assert (into_BT == 77).all()

@@ -23,14 +23,14 @@ STAGES = (0, 1, 2, 3)
 ONE_RANK = (
     *(f"rloo-{stage}" for stage in STAGES),
     *("ppo-0", "ppo-2", "rloo-small-rows", "ppo-small-rows", "rloo-checkpointing", "rloo-minibatches"),
-    *("resume-ppo-0", "resume-rloo-2", "save-0"),
+    *("resume-ppo-0", "resume-rloo-2", "save-0", "base-0"),
     *(name for name in SCENARIOS if name.startswith("nan-")),
     *(f"{method}-{rest}" for method in METHODS for rest in ("0", "small-rows")),
 )
 TWO_RANKS = (
     *(f"rloo-{stage}" for stage in STAGES),
     *("ppo-0", "ppo-3", "rloo-small-rows", "resume-rloo-0", "resume-ppo-2", "resume-rloo-3", "save-3"),
-    "nan-rloo-score",
+    *("nan-rloo-score", "base-3"),
     *(f"{method}-{stage}" for method in METHODS for stage in (0, 3)),
 )
 DEADLINE_S = 200
@@ -133,6 +133,13 @@ def test_a_method_moves_the_weights_and_reports_the_same_on_every_rank(results: 
         for one, other in zip(single, several, strict=True):
             assert other == pytest.approx(one, rel=5e-3, abs=1e-4, nan_ok=True)
     assert all(step["gradient_norm"] > 1e-4 for step in single)
+
+
+@pytest.mark.parametrize("name", ["base-0-world1", "base-3-world2"])
+def test_with_adapters_off_the_policy_is_the_base_model_again(results: Path, name: str) -> None:
+    found = facts(results, name)
+    assert max(found["gaps"]) < 1e-5
+    assert abs(found["trained_nll"] - found["untrained_nll"]) > 1e-3  # and with them on it is not
 
 
 def test_how_rows_are_packed_does_not_change_the_value_model(results: Path) -> None:

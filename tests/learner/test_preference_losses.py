@@ -31,12 +31,18 @@ def random_pairs(count: int, seed: int, num_pairs: int = 6) -> tuple[Tensor, ...
     return tuple(torch.randn(count, num_pairs, generator=generator, dtype=torch.float64))
 
 
+def weighted_dpo_loss(first_B: Tensor, second_B: Tensor, *rest: Tensor, **options: Any) -> Tensor:
+    *old, weights_B = rest
+    return dpo_loss(first_B, second_B, *old, weights_B=weights_B, **options)
+
+
 LOSSES: list[tuple[int, Callable[..., Any], dict[str, Any]]] = [
     (2, bradley_terry_loss, {}),
     (2, bradley_terry_loss, {"margin": 0.7}),
     (4, dpo_loss, {"beta": 0.3}),
     (4, dpo_loss, {"beta": 0.3, "variant": "ipo"}),
     (4, dpo_loss, {"beta": 0.3, "variant": "conservative", "label_smoothing": 0.1}),
+    (5, weighted_dpo_loss, {"beta": 0.3}),
     (5, rpo_loss, {"beta": 0.3, "eta": 0.8}),
     (5, rebel_loss, {"eta": 0.8}),
 ]
@@ -171,6 +177,19 @@ def test_dpo_gradient_by_hand() -> None:
     assert (chosen.item(), rejected.item()) == pytest.approx((-0.05, 0.05))
 
 
+def test_dpo_weights_by_hand() -> None:
+    # h = 2 and 0, beta 0.5: -ln sigmoid(1) = 0.313262 and ln 2. Weights 3 and 1/2, mean over pairs as ever:
+    #   (3 * 0.313262 + 0.5 * 0.693147) / 2 = 0.643180.   ipo: (3 * (2 - 1)^2 + 0.5 * (0 - 1)^2) / 2 = 1.75
+    pairs = vector(-1, -2), vector(-4, -2), vector(-2, -2), vector(-3, -2)
+    weights_B = vector(3, 0.5).requires_grad_()
+    loss = dpo_loss(*pairs, beta=0.5, weights_B=weights_B)
+    assert loss.item() == pytest.approx(0.643180, abs=1e-6)
+    assert not loss.requires_grad  # the weights are given, not learned
+    assert dpo_loss(*pairs, beta=0.5, variant="ipo", weights_B=weights_B).item() == pytest.approx(1.75)
+    share = dpo_loss(*pairs, beta=0.5, weights_B=weights_B, normalizer=8)
+    assert share.item() == pytest.approx(0.643180 / 4, abs=1e-6)
+
+
 def test_where_each_loss_wants_the_gap() -> None:
     """sigmoid pushes without end; ipo stops at 1 / (2 beta), conservative where beta h = ln((1 - e) / e),
     rpo where beta h = eta * reward gap, rebel where h = eta * reward gap. Found by their slopes' signs."""
@@ -255,6 +274,8 @@ def test_errors_say_what_to_do() -> None:
     ):
         with pytest.raises(ValueError, match="label_smoothing"):
             dpo_loss(*pair, *pair, beta=0.1, variant=variant, label_smoothing=smoothing)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"weights \[1\]"):
+        dpo_loss(*pair, *pair, beta=0.1, weights_B=torch.ones(1))
     with pytest.raises(ValueError, match="eta is -1"):
         rpo_loss(*pair, *pair, torch.zeros(2), beta=0.1, eta=-1)
     with pytest.raises(ValueError, match=r"reward_gap \[\]"):

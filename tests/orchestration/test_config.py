@@ -193,6 +193,10 @@ def test_all_problems_come_at_once_also_those_between_sections(minimal: Path) ->
     assert lines[3].startswith(f"{minimal} and command line: kl.kl_target is not set: the adaptive")
 
 
+OWN_TEXTS = 'dataset={kind = "jsonl", path = "/texts.jsonl"}'
+DEMONSTRATIONS = 'dataset={kind = "movie-reviews", content = "demonstrations"}'
+COMPARISONS = 'dataset={kind = "movie-reviews", content = "comparisons"}'
+PRETRAINING = 'pretraining={coef = 1.0, dataset = {kind = "jsonl", path = "/texts.jsonl"}}'
 MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget = 512}]'
 
 
@@ -200,7 +204,62 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
     ("overrides", "complaint"),
     [
         (["rollout.group_size=1"], "rollout.group_size = 1: rloo compares"),
+        *(
+            (
+                [f"algorithm.kind={kind}", "rollout.group_size=1"],
+                f"rollout.group_size = 1: {kind} compares the completions of a prompt with each other",
+            )
+            for kind in ("grpo", "dpo", "rpo", "rebel")
+        ),
+        *(
+            ([f"algorithm.kind={kind}", OWN_TEXTS], f"{kind} learns from what the present policy samples")
+            for kind in ("rloo", "grpo", "reinforce++")
+        ),
+        (
+            ["algorithm.kind=sft"],
+            "algorithm.top_k is not set: sft on all of the policy's own samples teaches nothing",
+        ),
+        *(
+            (
+                [f"algorithm.kind={kind}", DEMONSTRATIONS],
+                f'dataset.content = "demonstrations": {kind} compares completions',
+            )
+            for kind in ("dpo", "rpo", "rebel")
+        ),
+        (
+            ["algorithm.kind=dpo", "algorithm.variant=conservative"],
+            "algorithm.label_smoothing = 0.0 (the default): labels that may be wrong",
+        ),
+        (
+            ["algorithm.kind=dpo", "algorithm.label_smoothing=0.1"],
+            "algorithm.label_smoothing = 0.1: labels that may be wrong",
+        ),
+        (
+            ["algorithm.kind=grpo", "algorithm.overlong_buffer_tokens=9", "rollout.max_new_tokens=8"],
+            "algorithm.overlong_buffer_tokens = 9: the buffer lies before the limit, rollout.max_new_tokens = 8",
+        ),
+        (
+            [PRETRAINING, "pretraining.dataset.kind=run"],
+            'pretraining.dataset.kind = "run": what a policy has sampled does not hold it near human text',
+        ),
+        (
+            [MODEL_REWARD, PRETRAINING, "algorithm.kind=ppo", "algorithm.value_warmup_steps=1"],
+            "algorithm.value_warmup_steps = 1: in the warm-up the policy makes no step",
+        ),
+        (["reference.adapters_off=true"], "reference.adapters_off = true: a learner without adapters"),
         (["kl.controller=adaptive"], "kl.kl_target is not set: the adaptive controller"),
+        (
+            ["kl.placement=loss"],
+            'kl.estimator = "k1" (the default): in the loss the mean gradient of k1 is 0',
+        ),
+        (["kl.estimator=exact"], 'kl.estimator = "exact": the exact KL is taken to the base under the adap'),
+        *(
+            (
+                ["kl.direction=forward", f"kl.estimator={estimator}"],
+                'kl.direction = "forward": estimators from sampled tokens are of the reverse KL',
+            )
+            for estimator in ("k1", "k2", "k3", "abs")
+        ),
         (["algorithm.num_minibatches=4"], "algorithm.num_minibatches = 4: a mini-batch"),
         (
             ["learner.world_size=4"],
@@ -237,6 +296,32 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
     "overrides",
     [
         ["rollout.group_size=2", "learner.world_size=3"],
+        *(
+            [f"algorithm.kind={kind}", "rollout.group_size=1", dataset]
+            for kind in ("dpo", "rpo", "rebel")
+            for dataset in (OWN_TEXTS, COMPARISONS)
+        ),
+        *([f"algorithm.kind={kind}", "rollout.group_size=2"] for kind in ("grpo", "dpo", "rpo", "rebel")),
+        ["algorithm.kind=reinforce++", "rollout.group_size=1"],
+        *(["algorithm.kind=sft", dataset] for dataset in (OWN_TEXTS, DEMONSTRATIONS, COMPARISONS)),
+        ["algorithm.kind=sft", "algorithm.top_k=1"],
+        ["algorithm.kind=dpo", "algorithm.variant=conservative", "algorithm.label_smoothing=0.1"],
+        ["algorithm.kind=grpo", "algorithm.overlong_buffer_tokens=8", "rollout.max_new_tokens=8"],
+        *(["kl.placement=loss", f"kl.estimator={estimator}"] for estimator in ("k2", "k3", "abs")),
+        *(
+            [
+                "learner.lora.rank=4",
+                "kl.estimator=exact",
+                f"kl.placement={place}",
+                f"kl.direction={direction}",
+            ]
+            for place in ("reward", "loss")
+            for direction in ("reverse", "forward")
+        ),
+        [MODEL_REWARD, "algorithm.kind=ppo", "algorithm.value_warmup_steps=1"],
+        [MODEL_REWARD, "algorithm.kind=ppo", PRETRAINING],
+        ['dataset={kind = "run", path = "/run"}', "algorithm.kind=dpo"],
+        ["reference.adapters_off=true", "learner.lora.rank=4"],
         ["kl.kl_target=6.0"],
         ["kl.controller=adaptive", "kl.kl_target=6.0"],
         ["algorithm.num_minibatches=3"],

@@ -10,46 +10,25 @@ from actors.prompts import PromptStream
 from actors.rollout import RolloutPool, WeightedReward
 from core.errors import WorkerError
 from core.messages import RolloutGroup, SampleRequest
-from core.weights import WeightManifest
 from orchestration.config import DeadlinesConfig
-from orchestration.sources import SampledGroups
+from orchestration.sources import GroupSource, SampledGroups
 from orchestration.trainer import Trainer
 from tests.fakes import (
+    FakeLearner,
     FakePullReport,
     FakeSampler,
     FakeScorer,
     flat_reference,
-    make_manifest,
+    make_completion,
+    make_group,
     make_prompt,
+    make_rollout,
     run_virtually,
 )
 
 PROMPTS = [make_prompt(index + 1, text=f"prompt {index}") for index in range(7)]
 PROMPTS_PER_STEP = 3
 GROUP_SIZE = 2
-
-
-class FakeLearner:
-    """Counts its steps, and remembers what it trained on."""
-
-    def __init__(self, version: int = 0, *, fails_at: int = -1) -> None:
-        self.version = version
-        self.trained_on: list[list[RolloutGroup]] = []
-        self.lags: list[int] = []
-        self._fails_at = fails_at
-
-    async def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        if self.version == self._fails_at:
-            raise WorkerError("learner-0 died")
-        self.trained_on.append(list(groups))
-        self.lags += [self.version - group.policy_version for group in groups]
-        await asyncio.sleep(1.0)
-        self.version += 1
-        return {"policy_loss": float(self.version)}
-
-    async def pack_weights(self) -> tuple[WeightManifest, dict[str, float]]:
-        await asyncio.sleep(0.1)
-        return make_manifest(self.version), {"pack_s": 0.1}
 
 
 class Events:
@@ -83,6 +62,15 @@ def heavy_tailed(request: SampleRequest) -> float:
     return 100.0 if request.seed // 1000 % 23 == 5 else 1.0 + request.seed % 7 / 10
 
 
+class Texts:
+    """A source that does not sample."""
+
+    on_policy = False
+
+    async def group(self, number: int) -> RolloutGroup:
+        return make_group(f"group-{number}", [make_rollout(make_completion(number))])
+
+
 class Loop:
     """A trainer with everything that it drives."""
 
@@ -95,6 +83,7 @@ class Loop:
         fails_at: int = -1,
         rollout_s: float = 1e6,
         delay_s: Callable[[SampleRequest], float] = heavy_tailed,
+        source: GroupSource | None = None,
     ) -> None:
         self.samplers = [
             FakeSampler(name, delay_s=delay_s, version=start) for name in ("rollout-0", "rollout-1")
@@ -107,7 +96,8 @@ class Loop:
         self.trainer = Trainer(
             pool=pool,
             learner=self.learner,
-            source=SampledGroups(
+            source=source
+            or SampledGroups(
                 pool,
                 PromptStream(PROMPTS, seed=seed),
                 group_size=GROUP_SIZE,
@@ -183,6 +173,22 @@ def test_after_a_step_every_rollout_worker_has_its_weights() -> None:
 
     loop.train(4, look)
     assert held == [(version, [version, version]) for version in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_a_source_that_does_not_sample_gets_no_new_weights_before_the_last_step(max_lag: int) -> None:
+    loop = Loop(max_lag=max_lag, source=Texts())
+    held = []
+
+    async def look(version: int) -> None:
+        held.append([sampler.version for sampler in loop.samplers])
+
+    assert loop.train(3, look) == 3
+    assert held == [[0, 0], [0, 0], [3, 3]]
+    untouched = ["rollout", "learn", "step 1", "rollout", "learn", "step 2"]
+    assert loop.observer.events == [*untouched, "rollout", "learn", "push", "step 3"]
+    assert ["pack_s" in timing for timing in loop.observer.timings] == [False, False, True]
+    assert [name for name, _, _ in loop.drawn] == [f"group-{k}" for k in range(9)]
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])

@@ -1,0 +1,11 @@
+"""The recipe's sampling keys -> how logits become what is sampled from."""
+
+from actors.config import RolloutConfig
+from core.decoding import Decoding
+
+
+def decoding_of(rollout: RolloutConfig) -> Decoding:
+    """What the rollout workers do to logits, for whoever must compute the same log-probs."""
+    return Decoding(
+        temperature=rollout.temperature, top_k=rollout.top_k, top_p=rollout.top_p, min_p=rollout.min_p
+    )

@@ -1,0 +1,189 @@
+"""Rules between the sections that say what is learned: algorithm, data, KL, reward models."""
+
+from collections.abc import Callable, Iterator
+
+from actors.config import (
+    DatasetConfig,
+    MovieReviewDataset,
+    MovieReviewPrompts,
+    PromptsConfig,
+    ReferenceConfig,
+    RewardConfig,
+    RewardModelReward,
+    RolloutConfig,
+    RunDataset,
+)
+from learner.algorithm_config import (
+    AlgorithmConfig,
+    DPOConfig,
+    GRPOConfig,
+    PolicyGradientConfig,
+    PPOConfig,
+    REBELConfig,
+    RLOOConfig,
+    RPOConfig,
+    SFTConfig,
+)
+from learner.config import KLConfig, LearnerConfig, RewardModelConfig
+from orchestration.config import PretrainingConfig
+from orchestration.contradiction import Contradiction
+
+
+def _check_groups(
+    algorithm: AlgorithmConfig, rollout: RolloutConfig, dataset: DatasetConfig | None
+) -> Iterator[Contradiction]:
+    compares = isinstance(algorithm, RLOOConfig | GRPOConfig | DPOConfig | RPOConfig | REBELConfig)
+    if compares and dataset is None and rollout.group_size < 2:
+        yield Contradiction(
+            ("rollout.group_size", "algorithm.kind"),
+            f"{algorithm.kind} compares the completions of a prompt with each other, so it needs at least 2",
+            'set 4, or algorithm.kind = "ppo"',
+        )
+
+
+def _check_dataset(
+    algorithm: AlgorithmConfig, rollout: RolloutConfig, dataset: DatasetConfig | None
+) -> Iterator[Contradiction]:
+    if isinstance(algorithm, PolicyGradientConfig) and dataset is not None:
+        yield Contradiction(
+            ("dataset", "algorithm.kind"),
+            f"{algorithm.kind} learns from what the present policy samples, not from a dataset",
+            'leave the table out, or set algorithm.kind = "sft" or "dpo"',
+        )
+    if isinstance(algorithm, SFTConfig) and dataset is None and algorithm.top_k is None:
+        yield Contradiction(
+            ("algorithm.top_k", "algorithm.kind"),
+            "sft on all of the policy's own samples teaches nothing",
+            "set 1 for rejection sampling, or add a [dataset] table",
+        )
+    if isinstance(algorithm, SFTConfig) and dataset is None and algorithm.top_k is not None:
+        of_prompt = algorithm.top_k_of == "prompt"
+        if of_prompt and algorithm.top_k >= rollout.group_size:
+            yield Contradiction(
+                ("algorithm.top_k", "rollout.group_size"),
+                f"the best {algorithm.top_k} of {rollout.group_size} samples of a prompt are all of them",
+                f"set less, or a larger rollout.group_size such as {4 * algorithm.top_k}",
+            )
+    if isinstance(algorithm, DPOConfig | RPOConfig | REBELConfig) and (
+        isinstance(dataset, MovieReviewDataset) and dataset.content == "demonstrations"
+    ):
+        yield Contradiction(
+            ("dataset.content", "algorithm.kind"),
+            f"{algorithm.kind} compares completions, and a demonstration stands alone",
+            'set "comparisons"',
+        )
+    if isinstance(algorithm, DPOConfig) and (algorithm.variant == "conservative") != (
+        algorithm.label_smoothing > 0
+    ):
+        yield Contradiction(
+            ("algorithm.label_smoothing", "algorithm.variant"),
+            "labels that may be wrong are what the conservative variant is for, and only it",
+            'set 0.1, say, with variant = "conservative", or 0 with another',
+        )
+    if isinstance(algorithm, GRPOConfig) and algorithm.overlong_buffer_tokens > rollout.max_new_tokens:
+        yield Contradiction(
+            ("algorithm.overlong_buffer_tokens", "rollout.max_new_tokens"),
+            f"the buffer lies before the limit, rollout.max_new_tokens = {rollout.max_new_tokens}",
+            f"set {max(1, rollout.max_new_tokens // 4)}, say",
+        )
+
+
+def _check_pretraining(
+    algorithm: AlgorithmConfig, pretraining: PretrainingConfig | None
+) -> Iterator[Contradiction]:
+    if pretraining and isinstance(pretraining.dataset, RunDataset):
+        yield Contradiction(
+            ("pretraining.dataset.kind",),
+            "what a policy has sampled does not hold it near human text",
+            'set "jsonl" or "movie-reviews"',
+        )
+    if pretraining and isinstance(algorithm, PPOConfig) and algorithm.value_warmup_steps:
+        yield Contradiction(
+            ("algorithm.value_warmup_steps", "pretraining"),
+            "in the warm-up the policy makes no step that texts could be mixed into",
+            "set 0, or leave [pretraining] out",
+        )
+
+
+def _check_kl_estimator(kl: KLConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
+    if kl.placement == "loss" and kl.estimator == "k1":
+        yield Contradiction(
+            ("kl.estimator", "kl.placement"),
+            "in the loss the mean gradient of k1 is 0, so it holds nothing back",
+            'set "k3" (GRPO), "k2" (reverse KL\'s gradient) or "exact"',
+        )
+    if kl.estimator == "exact" and learner.lora is None:
+        yield Contradiction(
+            ("kl.estimator", "learner.lora"),
+            "the exact KL is taken to the base under the adapters, so it needs adapters",
+            'add a [learner.lora] table, or set "k1"',
+        )
+    if kl.direction == "forward" and kl.estimator != "exact":
+        yield Contradiction(
+            ("kl.direction", "kl.estimator"),
+            "estimators from sampled tokens are of the reverse KL",
+            'set "reverse", or kl.estimator = "exact"',
+        )
+
+
+def _check_kl_controller(kl: KLConfig) -> Iterator[Contradiction]:
+    if kl.controller == "adaptive" and kl.kl_target is None:
+        yield Contradiction(
+            ("kl.kl_target", "kl.controller"),
+            "the adaptive controller needs a KL to steer to, in nats per completion",
+            'set 6.0, say, or kl.controller = "fixed"',
+        )
+
+
+def _check_reference(reference: ReferenceConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
+    if reference.adapters_off and learner.lora is None:
+        yield Contradiction(
+            ("reference.adapters_off", "learner.lora"),
+            "a learner without adapters has no untouched base to be the reference",
+            "set false, or add a [learner.lora] table",
+        )
+
+
+def _check_reward_model(
+    prompts: PromptsConfig, rewards: list[RewardConfig], reward_model: RewardModelConfig | None
+) -> Iterator[Contradiction]:
+    for index, reward in enumerate(rewards):
+        if isinstance(reward, RewardModelReward) and reward.path is None and reward_model is None:
+            yield Contradiction(
+                (f"rewards.{index}.path", "reward_model"),
+                "a reward model is either given or trained by this recipe",
+                "set the folder of a reward model, or add a [reward_model] table",
+            )
+    if (
+        reward_model
+        and isinstance(prompts, MovieReviewPrompts)
+        and reward_model.split_seed != prompts.split_seed
+    ):
+        yield Contradiction(
+            ("reward_model.split_seed", "prompts.split_seed"),
+            "with another seed than the prompts', the reward model would learn from the prompts' snippets",
+            f"set {prompts.split_seed}",
+        )
+
+
+def _check_value_model(algorithm: AlgorithmConfig, rewards: list[RewardConfig]) -> Iterator[Contradiction]:
+    if isinstance(algorithm, PPOConfig) and not any(
+        isinstance(reward, RewardModelReward) for reward in rewards
+    ):
+        yield Contradiction(
+            ("algorithm.kind", "rewards"),
+            "the value model of ppo starts from a reward model, and no reward is one",
+            'set "rloo", or add a reward with kind = "model"',
+        )
+
+
+METHOD_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
+    _check_groups,
+    _check_dataset,
+    _check_pretraining,
+    _check_kl_estimator,
+    _check_kl_controller,
+    _check_reference,
+    _check_reward_model,
+    _check_value_model,
+)

@@ -1,0 +1,112 @@
+"""Rules between the sections that say how much is run, where: lengths, batches, budgets, devices."""
+
+from collections.abc import Callable, Iterator
+
+from actors.config import (
+    SEEDS_PER_GROUP,
+    ReferenceConfig,
+    RewardConfig,
+    RewardModelReward,
+    RolloutConfig,
+)
+from core.config import ModelConfig
+from learner.algorithm_config import (
+    AlgorithmConfig,
+)
+from learner.config import LearnerConfig
+from orchestration.config import TrainerConfig
+from orchestration.contradiction import Contradiction
+
+
+def _check_resampling(rollout: RolloutConfig) -> Iterator[Contradiction]:
+    if rollout.max_resamples and rollout.group_size < 2:
+        yield Contradiction(
+            ("rollout.max_resamples", "rollout.group_size"),
+            "a group of one has only one score, so every group would be replaced",
+            "set 0, or a larger rollout.group_size",
+        )
+    if (rollout.max_resamples + 1) * rollout.group_size > SEEDS_PER_GROUP:
+        yield Contradiction(
+            ("rollout.max_resamples", "rollout.group_size"),
+            f"a group has {SEEDS_PER_GROUP} seeds for all its completions and resamples",
+            f"set at most {max(0, SEEDS_PER_GROUP // rollout.group_size - 1)}",
+        )
+
+
+def _check_batch(
+    algorithm: AlgorithmConfig, trainer: TrainerConfig, learner: LearnerConfig
+) -> Iterator[Contradiction]:
+    if algorithm.num_minibatches > trainer.prompts_per_step:
+        yield Contradiction(
+            ("algorithm.num_minibatches", "trainer.prompts_per_step"),
+            f"a mini-batch needs a prompt, and trainer.prompts_per_step is {trainer.prompts_per_step}",
+            f"set {trainer.prompts_per_step} or less",
+        )
+    if learner.world_size > trainer.prompts_per_step:
+        yield Contradiction(
+            ("learner.world_size", "trainer.prompts_per_step"),
+            f"a rank learns from whole prompts, and trainer.prompts_per_step is {trainer.prompts_per_step}",
+            f"set {trainer.prompts_per_step} or less, or a larger trainer.prompts_per_step",
+        )
+
+
+def _check_completion_length(model: ModelConfig, rollout: RolloutConfig) -> Iterator[Contradiction]:
+    if rollout.max_new_tokens >= model.max_model_len:
+        yield Contradiction(
+            ("rollout.max_new_tokens", "model.max_model_len"),
+            f"prompt and completion must fit into model.max_model_len = {model.max_model_len}",
+            f"set less than {model.max_model_len}, or a larger model.max_model_len",
+        )
+
+
+def _check_token_budgets(
+    model: ModelConfig, learner: LearnerConfig, reference: ReferenceConfig, rewards: list[RewardConfig]
+) -> Iterator[Contradiction]:
+    budgets = {"learner.token_budget": learner.token_budget, "reference.token_budget": reference.token_budget}
+    for index, reward in enumerate(rewards):
+        if isinstance(reward, RewardModelReward):
+            budgets[f"rewards.{index}.token_budget"] = reward.token_budget
+    for key, budget in budgets.items():
+        if budget < model.max_model_len:
+            yield Contradiction(
+                (key, "model.max_model_len"),
+                f"a forward pass must hold the longest sequence, model.max_model_len = {model.max_model_len}",
+                f"set {model.max_model_len} or more",
+            )
+
+
+def _check_devices(rollout: RolloutConfig) -> Iterator[Contradiction]:
+    gpus = rollout.resources.num_gpus
+    if 0 < gpus < rollout.tensor_parallel:
+        yield Contradiction(
+            ("rollout.tensor_parallel", "rollout.resources.num_gpus"),
+            f"an engine cannot be spread over more GPUs than its worker has, {gpus:g}",
+            f"set {int(gpus) or 1}, or rollout.resources.num_gpus = {rollout.tensor_parallel}",
+        )
+
+
+def _check_rewards(rewards: list[RewardConfig]) -> Iterator[Contradiction]:
+    for index, reward in enumerate(rewards):
+        first = next(earlier for earlier, other in enumerate(rewards) if other.name == reward.name)
+        if first < index:
+            yield Contradiction(
+                (f"rewards.{index}.name", f"rewards.{first}.name"),
+                f"metrics and samples tell rewards apart by name, and rewards.{first} has this one",
+                f'set "{reward.name}_{index}", say',
+            )
+    if all(reward.weight == 0 for reward in rewards):
+        yield Contradiction(
+            ("rewards.0.weight", *(f"rewards.{index}.weight" for index in range(1, len(rewards)))),
+            "the score is the weighted sum of the rewards, and every weight is 0",
+            "set 1.0",
+        )
+
+
+RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
+    _check_resampling,
+    _check_batch,
+    _check_completion_length,
+    _check_token_budgets,
+    _check_devices,
+    _check_rewards,
+)
