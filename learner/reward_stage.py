@@ -7,7 +7,7 @@ its last ones, and a shorter model serves faster.
 
 People rated whole snippets, but completions stop at `max_new_tokens`. A head that has only seen last tokens
 of whole snippets reads much into whatever token a cut text happens to end with, so it learns from cut
-snippets as well (as the token-level verifiers of arXiv:2110.14168, section 4.2). One forward pass gives the
+snippets as well (as the token-level verifiers of arXiv:2110.14168, section 4.3). One forward pass gives the
 features of a snippet and of all its cuts.
 
 Dimension key: S texts (snippets and cut snippets), F features (hidden size).

@@ -25,6 +25,8 @@ class TrainerConfig(Section):
     """Steps between checkpoints; 0: only at the end and when interrupted."""
     heldout_prompts: int = Field(default=64, ge=1)
     """Held-out prompts of the comparison before and after."""
+    best_of: int = Field(default=0, ge=0)
+    """Compare with the best of so many completions a held-out prompt of the untrained policy, too; 0: do not."""
     save_model: bool = True
     """Write the trained policy as a Hugging Face checkpoint at the end."""
 

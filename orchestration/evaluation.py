@@ -15,7 +15,9 @@ from actors.rollout import RolloutPool
 from core.messages import Completion, Prompt, Rollout
 
 EVALUATION_SEED = 2**60
-"""Beyond every training seed (see `orchestration.trainer`)."""
+"""Beyond every training seed (see `orchestration.sources`)."""
+BEST_OF_SEED = 2**61
+"""Beyond those of the other evaluations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,27 @@ async def evaluate(pool: RolloutPool, prompts: Sequence[Prompt], *, seed: int) -
         )
     )
     return [group.rollouts[0] for group in groups]
+
+
+async def evaluate_best_of(
+    pool: RolloutPool, prompts: Sequence[Prompt], *, count: int, seed: int
+) -> dict[str, Any]:
+    """Best-of-n: `count` completions a prompt from the present policy, of which the best scored one is kept.
+
+    `kl_nats_bound` is log n - (n - 1) / n, an upper bound of the KL that choosing costs (arXiv:2401.01879).
+    """
+    groups = await asyncio.gather(
+        *(
+            pool.roll_out(
+                prompt,
+                group_id=f"best-of-{index}",
+                seeds=range(start := BEST_OF_SEED + (seed * 100_003 + index) * count, start + count),
+            )
+            for index, prompt in enumerate(prompts)
+        )
+    )
+    best = [max(rollout.score for rollout in group.rollouts) for group in groups]
+    return {"n": count, "reward": spread(best), "kl_nats_bound": math.log(count) - (count - 1) / count}
 
 
 def samples_of(rollouts: Sequence[Rollout]) -> list[Sample]:

@@ -4,6 +4,7 @@ The loop itself is `orchestration/trainer.py`.
 """
 
 import asyncio
+import json
 import math
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from orchestration.evaluation import (
     Sample,
     compare,
     evaluate,
+    evaluate_best_of,
     load_samples,
     samples_of,
     save_samples,
@@ -33,6 +35,8 @@ from orchestration.sources import DatasetGroups, GroupSource, SampledGroups
 from orchestration.summary import run_figures
 from orchestration.terminal import TerminalView, before_after_markdown, before_after_table
 from orchestration.trainer import Trainer
+
+BEST_OF_FILE = "best-of-n.json"
 
 
 def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str | None) -> dict[str, Any]:
@@ -126,6 +130,9 @@ class Run:
         if self._recipe.trainer.save_model:
             await self._workers.learner.save_model((self._folder.path / "model").absolute())
         summary = summarize(comparison) | {"heldout_perplexity": await self._perplexity()}
+        best_of = self._folder.path / BEST_OF_FILE
+        if best_of.is_file():
+            summary["best_of_n"] = json.loads(best_of.read_text(encoding="utf-8"))
         summary |= run_figures(
             self._recipe,
             self._log.records,
@@ -197,7 +204,16 @@ class Run:
             self._view.phase("evaluate")
             before = await evaluate(self._workers.pool, self._inputs.heldout_prompts, seed=self._recipe.seed)
             save_samples(samples_of(before), file)
+            if self._recipe.trainer.best_of:
+                await self._evaluate_best_of(self._recipe.trainer.best_of)
         return load_samples(file)
+
+    async def _evaluate_best_of(self, count: int) -> None:
+        """What choosing among samples of the untrained policy reaches: a bar for any training."""
+        best = await evaluate_best_of(
+            self._workers.pool, self._inputs.heldout_prompts, count=count, seed=self._recipe.seed
+        )
+        write_json(self._folder.path / BEST_OF_FILE, best)
 
     async def _after_step(self, version: int) -> None:
         if self._seconds_to_first_step is None:

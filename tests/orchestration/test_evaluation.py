@@ -13,6 +13,7 @@ from orchestration.evaluation import (
     Sample,
     compare,
     evaluate,
+    evaluate_best_of,
     load_samples,
     samples_of,
     save_samples,
@@ -157,3 +158,21 @@ def test_the_table_puts_both_policies_side_by_side() -> None:
     assert table_rows(comparison) == [
         {"prompt": "a prompt", "before": "3", "after": "4", "reward_before": 1.0, "reward_after": 2.0}
     ]
+
+
+def test_best_of_n_keeps_the_best_of_each_prompt_and_says_what_choosing_costs() -> None:
+    sampler, _ = make_pool()
+
+    def score(completion: Completion) -> float:
+        """The middle one of three is the best, and the second prompt's are ten better."""
+        index = int(completion.request_id.rsplit("-", 1)[1])
+        return (1.0, 5.0, 3.0)[index] + 10.0 * (completion.prompt.text == "b")
+
+    rewards = {"one": WeightedReward(server=FakeScorer(score), weight=1.0)}
+    pool = RolloutPool([sampler], FakeScorer(flat_reference), rewards)
+    prompts = [make_prompt(1, text="a"), make_prompt(2, text="b")]
+    found = run_virtually(evaluate_best_of(pool, prompts, count=3, seed=0))
+    assert len({request.seed for request in sampler.requests}) == 6
+    assert found["n"] == 3
+    assert found["reward"] == {"mean": 10.0, "std": pytest.approx(50**0.5), "count": 2}  # of 5 and 15
+    assert found["kl_nats_bound"] == pytest.approx(0.4319, abs=1e-4)  # ln 3 - 2/3
