@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class RunInputs:
         self.dataset = self._load(recipe.dataset, recipe) if recipe.dataset else None
         self.pretraining = self._pretraining(recipe)
         self.reward_paths: dict[str, Path] = {}
+        started = time.perf_counter()
         self.reward_model_metrics: dict[str, Any] = {}
         for reward in recipe.rewards:
             if isinstance(reward, RewardModelReward):
@@ -60,6 +62,9 @@ class RunInputs:
                     self.reward_model_metrics = json.loads(
                         (path / "metrics.json").read_text(encoding="utf-8")
                     )
+
+        self.seconds_for_reward_model = time.perf_counter() - started
+        """Next to none if it was trained before."""
 
     def _load(self, dataset: DatasetConfig, recipe: Recipe) -> Sequence[DemonstrationGroup | RolloutGroup]:
         return load_dataset(

@@ -138,6 +138,7 @@ class Run:
             self._log.records,
             memory=self._memory,
             reward_model=self._inputs.reward_model_metrics,
+            seconds_for_reward_model=self._inputs.seconds_for_reward_model,
             seconds_to_first_step=self._seconds_to_first_step,
             seconds_total=time.perf_counter() - self._started,
         )

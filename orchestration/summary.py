@@ -14,6 +14,7 @@ def run_figures(
     *,
     memory: dict[str, int],
     reward_model: dict[str, Any],
+    seconds_for_reward_model: float,
     seconds_to_first_step: float | None,
     seconds_total: float,
 ) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def run_figures(
         "kl_coef": records[-1]["kl_coef"],
         "steps": len(records),
         "reward_model_pairwise_accuracy": accuracy,
+        "seconds_for_reward_model": seconds_for_reward_model,
         "seconds_to_first_step": seconds_to_first_step,
         "seconds_total": seconds_total,
         "seconds_per_step": median(records, "step_s"),

@@ -4,7 +4,6 @@ Starting the workers of a run takes half a minute, so a few runs serve many test
 """
 
 import json
-import math
 import socket
 import tempfile
 import urllib.request
@@ -274,26 +273,6 @@ def test_ppo_trains_a_value_model_from_the_reward_model(
     assert all(record["reward_taste"] != 0 for record in found)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["rewards_by_source"].keys() == {"letter_e", "taste"}
-
-
-def test_dpo_learns_offline_from_what_a_run_has_sampled(run: Finished, recipe: Path, tmp_path: Path) -> None:
-    process = leash(
-        *("train", recipe, 'algorithm={kind = "dpo"}', f'dataset={{kind = "run", path = "{run.folder}"}}'),
-        *("rollout.workers=1", "learner.world_size=1", "learner.zero_stage=0", "trainer.steps=4"),
-        *("kl.kl_target=none", "kl.controller=fixed", "--run", tmp_path / "run"),
-        log=tmp_path / "log",
-    )
-    ended = process.wait(DEADLINE_S)
-    assert ended.code == 0, ended.output[-4000:]
-    assert process.left_behind() == []
-    found = records(tmp_path / "run")
-    assert found[0]["policy_loss"] == pytest.approx(
-        math.log(2), rel=1e-4
-    )  # policy and reference are still one
-    assert found[-1]["pair_margin_nats"] > found[0]["pair_margin_nats"] + 0.1
-    assert all(record["pair_score_gap"] > 0 for record in found)
-    # Nobody samples from the new weights before the comparison at the end.
-    assert ["pack_s" in record for record in found] == [False, False, False, True]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,136 @@
+"""Methods beside the demo's, by `leash train` on a tiny random model: sampled groups, and datasets.
+
+What each computes is compared on real DeepSpeed ranks in `tests/learner/test_learner_real.py`; here its parts meet.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.leash_process import leash, records
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
+
+DEADLINE_S = 240
+RECIPE = """\
+name = "methods"
+
+[model]
+path = "{model}"
+max_model_len = 64
+
+[prompts]
+kind = "jsonl"
+path = "{prompts}"
+heldout_fraction = 0.5
+
+[[rewards]]
+kind = "function"
+name = "letter_e"
+function = "tests.end_to_end.reward_functions:letter_e"
+
+[rollout]
+group_size = 4
+max_new_tokens = 8
+top_p = 0.9
+resources = {{ num_cpus = 0.2, threads = 1 }}
+
+[algorithm]
+kind = "grpo"
+
+[learner]
+learning_rate = 1e-3
+resources = {{ num_cpus = 0.2, threads = 1 }}
+
+[learner.lora]
+rank = 4
+
+[trainer]
+steps = 3
+prompts_per_step = 4
+heldout_prompts = 20
+best_of = 3
+"""
+ADAPTERS_AS_REFERENCE = (
+    "reference.adapters_off=true",
+    *('kl.placement="loss"', 'kl.estimator="exact"', "kl.kl_coef=0.1"),
+)
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("recipe") / "methods.toml"
+    file.write_text(RECIPE.format(model=tiny_model, prompts=prompts_file), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def texts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    rows = [{"prompt": f"The number {index} is", "completion": " one of many."} for index in range(9)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def grpo(recipe: Path, texts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with adapters whose base is the reference, the exact KL in the loss, and texts mixed in (ptx)."""
+    pretraining = (
+        f'pretraining={{coef = 0.5, texts_per_step = 4, dataset = {{kind = "jsonl", path = "{texts_file}"}}}}'
+    )
+    return finish(tmp_path_factory.mktemp("runs") / "grpo", recipe, *ADAPTERS_AS_REFERENCE, pretraining)
+
+
+def finish(folder: Path, recipe: Path, *overrides: str) -> Path:
+    """The folder of a run that went to its end and left nothing behind."""
+    process = leash("train", recipe, *overrides, "--run", folder, log=folder.with_suffix(".log"))
+    ended = process.wait(DEADLINE_S)
+    assert ended.code == 0, ended.output[-4000:]
+    assert process.left_behind() == []
+    return folder
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def test_grpo_with_the_exact_kl_to_the_base_under_its_adapters(grpo: Path) -> None:
+    found = records(grpo)
+    assert abs(found[0]["kl_loss"]) < 1e-6  # new adapters change nothing, over the whole vocabulary
+    assert found[-1]["kl_loss"] > 1e-6
+    assert all(record["pretraining_loss"] > 0 for record in found)
+    # The engine sampled from a truncated distribution, and the learner computed the same one.
+    assert all(record["logprob_gap_max"] < 1e-3 for record in found)
+    summary = summary_of(grpo)
+    assert "reference-0" not in summary["peak_memory_bytes"]
+    assert summary["heldout_perplexity"] is None  # prompts of one's own bring no human-written texts along
+
+
+def test_choosing_the_best_of_some_samples_is_a_bar_to_compare_with(grpo: Path) -> None:
+    best = summary_of(grpo)["best_of_n"]
+    assert best["n"] == 3
+    assert best["reward"]["count"] == 20
+    assert best["reward"]["mean"] > summary_of(grpo)["reward_before"]["mean"]
+
+
+def test_dpo_learns_offline_from_what_a_run_has_sampled(grpo: Path, recipe: Path, tmp_path: Path) -> None:
+    found = records(
+        finish(
+            tmp_path / "dpo",
+            recipe,
+            'algorithm={kind = "dpo"}',
+            f'dataset={{kind = "run", path = "{grpo}"}}',
+            *("trainer.steps=4", "trainer.best_of=0", "rollout.top_p=1.0"),
+        )
+    )
+    assert found[0]["policy_loss"] == pytest.approx(
+        math.log(2), rel=1e-3
+    )  # policy and reference are still one
+    assert found[-1]["pair_margin_nats"] > found[0]["pair_margin_nats"] + 0.1
+    assert all(record["pair_score_gap"] > 0 for record in found)
+    # Nobody samples from the new weights before the comparison at the end.
+    assert ["pack_s" in record for record in found] == [False, False, False, True]
