@@ -43,7 +43,7 @@ def test_what_waits_while_the_learner_scores_goes_to_it_together() -> None:
         return await reference.score(make_completion(value))
 
     async def ask_all() -> list[Any]:
-        return await asyncio.gather(ask(1, 0), ask(2, 0.3), ask(3, 0.6), ask(4, 5))
+        return list(await asyncio.gather(ask(1, 0), ask(2, 0.3), ask(3, 0.6), ask(4, 5)))
 
     assert [float(answer[0]) for answer in run_virtually(ask_all())] == [1, 2, 3, 4]
     assert learner.calls == [[1], [2, 3], [4]]
