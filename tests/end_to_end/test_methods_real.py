@@ -100,8 +100,10 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 def test_grpo_with_the_exact_kl_to_the_base_under_its_adapters(grpo: Path) -> None:
     found = records(grpo)
-    assert abs(found[0]["kl_loss"]) < 1e-6  # new adapters change nothing, over the whole vocabulary
-    assert found[-1]["kl_loss"] > 1e-6
+    # New adapters change nothing, so the first KL is what sampling from nine tenths of the probability costs.
+    # The tiny model's tokens are all about as likely, so hardly more than that is kept.
+    assert found[0]["kl_loss"] == pytest.approx(-math.log(0.9), abs=1e-3)
+    assert found[-1]["kl_loss"] != pytest.approx(found[0]["kl_loss"], abs=1e-7)
     assert all(record["pretraining_loss"] > 0 for record in found)
     # The engine sampled from a truncated distribution, and the learner computed the same one.
     assert all(record["logprob_gap_max"] < 1e-3 for record in found)
