@@ -48,9 +48,6 @@ class WeightPush:
         self._layout = _layout(learner.policy)
         self._num_bytes = self._layout[-1].offset_bytes + _nbytes(self._layout[-1])
         self._buffer: torch.Tensor | None = None
-        if rank == 0:
-            # Written once already: the first touch of shared memory is slow, and a push should not wait for it.
-            self._buffer = map_buffer(str(self._path), self._num_bytes).zero_()
         self._scratch: torch.Tensor | None = None
 
     def pack(self) -> tuple[WeightManifest | None, dict[str, float]]:
@@ -79,7 +76,9 @@ class WeightPush:
 
     def _write(self) -> tuple[TensorEntry, ...]:
         views = {}
-        if self._buffer is not None:
+        if self._rank == 0:
+            if self._buffer is None:  # not before: a run that fails to start would leave it behind
+                self._buffer = map_buffer(str(self._path), self._num_bytes)
             views = dict(view_tensors(self._buffer, self._layout))
         entries = []
         parameters = merged_parameters(self._learner.policy, self._learner.lora)

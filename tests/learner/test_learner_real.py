@@ -139,7 +139,7 @@ def test_a_method_moves_the_weights_and_reports_the_same_on_every_rank(results: 
 def test_with_adapters_off_the_policy_is_the_base_model_again(results: Path, name: str) -> None:
     found = facts(results, name)
     assert max(found["gaps"]) < 1e-5
-    assert abs(found["trained_nll"] - found["untrained_nll"]) > 1e-3  # and with them on it is not
+    assert abs(found["trained_nll"] - found["untrained_nll"]) > 1e-4  # and with them on it is not
 
 
 def test_how_rows_are_packed_does_not_change_the_value_model(results: Path) -> None:
