@@ -45,6 +45,25 @@ def load_dataset(
     return groups
 
 
+def comparable(
+    groups: Sequence[DemonstrationGroup | RolloutGroup], where: str
+) -> Sequence[DemonstrationGroup | RolloutGroup]:
+    """The groups that say which of their texts is better. Raises `UserError` if none does."""
+    told_apart = [group for group in groups if len(set(_scores(group))) > 1]
+    if not told_apart:
+        raise UserError(
+            f"{where}: none of its {len(groups)} groups holds two texts of different score, and preferences are "
+            "learned from such pairs. Give chosen and rejected texts, several ratings that differ, or a run with "
+            "rollout.group_size of 2 or more."
+        )
+    return told_apart
+
+
+def _scores(group: DemonstrationGroup | RolloutGroup) -> list[float]:
+    texts = group.rollouts if isinstance(group, RolloutGroup) else group.demonstrations
+    return [text.score for text in texts]
+
+
 def load_heldout_texts(
     prompts: MovieReviewPrompts, tokenizer: ChatTokenizer, *, data_folder: Path, count: int, max_tokens: int
 ) -> DemonstrationGroup | None:
@@ -53,7 +72,7 @@ def load_heldout_texts(
     rows, _ = load_ratings(data_folder)
     heldout = split_ratings(rows, seed=prompts.split_seed, fractions=SPLIT_FRACTIONS)["heldout"]
     long_enough = [row for row in heldout if len(row.text.split()) > prompts.first_words]
-    texts = [_opening(row, prompts.first_words) for row in long_enough]
+    texts = [_opening(row, prompts.first_words) for row in long_enough[:count]]
     fitting = [
         group.demonstrations[0]
         for group in _tokenised(texts, tokenizer, "the movie reviews", None)
@@ -61,7 +80,7 @@ def load_heldout_texts(
     ]
     if not fitting:
         return None
-    return DemonstrationGroup(group_id="heldout-texts", demonstrations=tuple(fitting[:count]))
+    return DemonstrationGroup(group_id="heldout-texts", demonstrations=tuple(fitting))
 
 
 def _movie_reviews(config: MovieReviewDataset, data_folder: Path) -> list[Texts]:

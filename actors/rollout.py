@@ -10,7 +10,7 @@ Knows no Ray: it is given handles, which are Ray workers in production and plain
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from core.messages import (
@@ -93,6 +93,16 @@ class RolloutPool:
         rollouts = [
             _as_rollout(f"{group.group_id}-{index}", text, task.result())
             for index, (text, task) in enumerate(zip(group.demonstrations, scoring, strict=True))
+        ]
+        return RolloutGroup(group_id=group.group_id, rollouts=tuple(rollouts))
+
+    async def rescore(self, group: RolloutGroup) -> RolloutGroup:
+        """The same rollouts with the log-probs of the present reference: another run may have had another."""
+        async with _first_error(), asyncio.TaskGroup() as tasks:
+            scoring = [tasks.create_task(_score(self._reference, r.completion)) for r in group.rollouts]
+        rollouts = [
+            replace(rollout, reference_logprobs_T=task.result())
+            for rollout, task in zip(group.rollouts, scoring, strict=True)
         ]
         return RolloutGroup(group_id=group.group_id, rollouts=tuple(rollouts))
 

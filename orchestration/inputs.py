@@ -12,9 +12,10 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RewardModelReward
-from actors.dataset import load_dataset, load_heldout_texts
+from actors.dataset import comparable, load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
 from core.messages import DemonstrationGroup, Int32s, RolloutGroup
+from learner.algorithm_config import DPOConfig, REBELConfig, RPOConfig
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
 from orchestration.config import Recipe
@@ -50,6 +51,9 @@ class RunInputs:
             else None
         )
         self.dataset = self._load(recipe.dataset, recipe) if recipe.dataset else None
+        if self.dataset and isinstance(recipe.algorithm, DPOConfig | RPOConfig | REBELConfig):
+            assert recipe.dataset is not None
+            self.dataset = comparable(self.dataset, f"dataset ({recipe.dataset.kind})")
         self.pretraining = self._pretraining(recipe)
         self.reward_paths: dict[str, Path] = {}
         started = time.perf_counter()

@@ -88,6 +88,24 @@ def _check_dataset(
         )
 
 
+def _check_splits(
+    prompts: PromptsConfig, dataset: DatasetConfig | None, pretraining: PretrainingConfig | None
+) -> Iterator[Contradiction]:
+    """Texts are learned from in the part of the split that prompts do not come from, so it must be one split."""
+    learned = {"dataset": dataset, "pretraining.dataset": pretraining.dataset if pretraining else None}
+    for key, texts in learned.items():
+        if (
+            isinstance(texts, MovieReviewDataset)
+            and isinstance(prompts, MovieReviewPrompts)
+            and texts.split_seed != prompts.split_seed
+        ):
+            yield Contradiction(
+                (f"{key}.split_seed", "prompts.split_seed"),
+                "with another seed than the prompts', held-out snippets would be learned from",
+                f"set {prompts.split_seed}",
+            )
+
+
 def _check_pretraining(
     algorithm: AlgorithmConfig, pretraining: PretrainingConfig | None
 ) -> Iterator[Contradiction]:
@@ -180,6 +198,7 @@ def _check_value_model(algorithm: AlgorithmConfig, rewards: list[RewardConfig]) 
 METHOD_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_groups,
     _check_dataset,
+    _check_splits,
     _check_pretraining,
     _check_kl_estimator,
     _check_kl_controller,

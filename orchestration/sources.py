@@ -91,9 +91,12 @@ class DatasetGroups:
         epoch, place = divmod(number, len(self._groups))
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._groups))
         index = int(order[place])
-        group = self._groups[index]
-        if isinstance(group, RolloutGroup):
-            return group
         if index not in self._scored:
-            self._scored[index] = asyncio.create_task(self._pool.score_demonstrations(group))
+            group = self._groups[index]
+            scoring = (
+                self._pool.rescore(group)
+                if isinstance(group, RolloutGroup)
+                else self._pool.score_demonstrations(group)
+            )
+            self._scored[index] = asyncio.create_task(scoring)
         return await asyncio.shield(self._scored[index])

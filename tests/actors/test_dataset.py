@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.config import JsonLinesDataset, MovieReviewDataset, MovieReviewPrompts, RunDataset
-from actors.dataset import load_dataset, load_heldout_texts
+from actors.dataset import comparable, load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
 from actors.run_samples import rows_of
 from core.errors import UserError
@@ -333,3 +333,13 @@ def test_only_a_text_begins_with_the_mark_of_its_beginning(tmp_path: Path) -> No
         if isinstance(group, DemonstrationGroup)
     ]
     assert found == [[99, 3, 3, 2, 0], [3, 3, 2, 0]]
+
+
+def test_preferences_need_texts_that_score_differently(tmp_path: Path) -> None:
+    """A run of one completion a prompt holds none; pairs that tie are left out."""
+    pair = make_group("pair", [make_rollout(make_completion(5), score=score) for score in (1.0, 2.0)])
+    tie = make_group("tie", [make_rollout(make_completion(5), score=1.0)] * 2)
+    alone = make_group("alone", [make_rollout(make_completion(5), score=1.0)])
+    assert comparable([tie, pair, alone], "here") == [pair]
+    with pytest.raises(UserError, match="^here: none of its 2 groups holds two texts of different score"):
+        comparable([tie, alone], "here")

@@ -283,6 +283,13 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
         ),
         ([MODEL_REWARD, "rewards.0.path=none"], "rewards.0.path is not set: a reward model is either given"),
         (["reward_model.split_seed=1"], "reward_model.split_seed = 1: with another seed than the prompts'"),
+        (
+            [
+                'algorithm={kind = "dpo"}',
+                'dataset={kind = "movie-reviews", content = "comparisons", split_seed = 1}',
+            ],
+            "dataset.split_seed = 1: with another seed than the prompts', held-out snippets would be learned",
+        ),
         (["algorithm.kind=ppo"], 'algorithm.kind = "ppo": the value model of ppo starts from a reward model'),
     ],
 )

@@ -1,6 +1,7 @@
 """Groups by number: sampled ones with their prompts and seeds, those of a dataset with their order."""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -213,17 +214,24 @@ def test_texts_keep_their_scores() -> None:
         ]
 
 
-def test_what_a_run_sampled_needs_no_reference() -> None:
+def test_what_a_run_sampled_is_measured_from_the_present_reference() -> None:
+    """The run may have started from another model: only its reference log-probs are made anew, once."""
     reference = FakeScorer(flat_reference)
-    groups = [make_group(f"group-{k}", [make_rollout(make_completion(k))]) for k in range(4)]
+    groups = [
+        make_group(f"group-{k}", [make_rollout(make_completion(k), reference=[-9.0])]) for k in range(4)
+    ]
     source = DatasetGroups(RolloutPool([FakeSampler()], reference, {}), groups, seed=0)
 
     async def all_of_them() -> list[RolloutGroup]:
-        return await asyncio.gather(*(source.group(number) for number in range(4)))
+        return list(await asyncio.gather(*(source.group(number) for number in range(8))))
 
     found = sorted(run_virtually(all_of_them()), key=lambda group: group.group_id)
-    assert all(mine is theirs for mine, theirs in zip(found, groups, strict=True))
-    assert reference.num_started == 0
+    assert reference.num_started == 4
+    for group, k in zip(found, (0, 0, 1, 1, 2, 2, 3, 3), strict=True):
+        [rollout] = group.rollouts
+        assert rollout.completion is groups[k].rollouts[0].completion
+        assert rollout.score == groups[k].rollouts[0].score
+        assert rollout.reference_logprobs_T[-1] == pytest.approx(math.log(0.5))
 
 
 def test_an_empty_dataset_is_refused() -> None:
