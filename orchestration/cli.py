@@ -12,7 +12,8 @@ from pathlib import Path
 from core.errors import UserError, WorkerError
 from orchestration.assets import ASSET_PREFIX, RATINGS, prepare
 from orchestration.config import Recipe
-from orchestration.recipe import find_recipe, load_recipe
+from orchestration.recipe import load_recipe
+from orchestration.recipe_files import find_recipe
 from orchestration.recipe_text import describe
 
 _DESCRIPTION = """\

@@ -3,7 +3,6 @@
 Reads no model and no data and imports nothing heavy: it answers at once.
 """
 
-import difflib
 import json
 import math
 import os
@@ -22,39 +21,22 @@ from core.errors import UserError
 from orchestration.assets import ASSET_PREFIX
 from orchestration.config import Recipe
 from orchestration.contradictions import Contradiction, contradictions
+from orchestration.recipe_files import Table, merged, read_files
 from orchestration.recipe_problems import Key, Problem, Tables, dotted, explain, found, kind_of, tables_of
 from orchestration.recipe_text import NONE
 
-RECIPES = Path(__file__).parents[1] / "deploy" / "recipes"
-"""Where recipes are found by their bare name."""
 _COMMAND_LINE = "command line"
-
-Table = dict[str, Any]
-"""A table as TOML gives it, not yet checked."""
-
-
-def find_recipe(name: str) -> Path:
-    """The file of a recipe, given as a path or as the bare name of one in deploy/recipes."""
-    path = Path(name)
-    if path.is_file() or path.suffix or path.name != name:
-        return path
-    known = sorted(recipe.stem for recipe in RECIPES.glob("*.toml"))
-    if name in known:
-        recipe = RECIPES / f"{name}.toml"
-        return recipe.relative_to(Path.cwd()) if recipe.is_relative_to(Path.cwd()) else recipe
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"give a file's path, or one of {', '.join(known)}"
-    raise UserError(f"{name}: no recipe has this name; {hint}")
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file, after overrides such as `learner.learning_rate=1e-5` or `rewards.0.weight=0.5`.
 
     An override's value is read as TOML, or else taken as text. `"none"` switches an optional key off.
-    Relative paths start at the file's folder, those of an override at the current folder; the recipe
-    holds absolute ones. Raises one `UserError` with a line for every problem.
+    Relative paths start at the folder of the file that says them, those of an override at the current folder;
+    the recipe holds absolute ones. Raises one `UserError` with a line for every problem.
     """
-    data = _read(Path(path))
+    files = read_files(Path(path))
+    data = merged(files)
     lines: list[str] = []
     overridden: list[Key] = []
     for override in overrides:
@@ -66,10 +48,12 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     def source(key: Key) -> str:
         # `zip` compares as far as the shorter goes: an override also answers for what is in and around it.
         touched = any(all(a == b for a, b in zip(key, other, strict=False)) for other in overridden)
-        return _COMMAND_LINE if touched else str(path)
+        if touched:
+            return _COMMAND_LINE
+        return str(next((file.path for file in files if file.says(key)), files[0].path))
 
     for table, key, field in _known_values(data, (Recipe,), ()):
-        start = Path.cwd() if source(key) == _COMMAND_LINE else Path(path).parent
+        start = Path.cwd() if source(key) == _COMMAND_LINE else Path(source(key)).parent
         name = str(key[-1])
         table[name] = _spell_out(table[name], name, field, start)
     recipe, problems = _validate(data)
@@ -82,21 +66,6 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError("\n".join(lines))
     assert recipe is not None
     return recipe
-
-
-def _read(path: Path) -> Table:
-    try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        problem = "no such file; give a recipe's path, or a bare name such as movie-reviews"
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror}); give the path of a recipe's file"
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        problem = f"line {line} is not UTF-8 text; save the file as UTF-8"
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        problem = f"not valid TOML: {error}; correct that place"
-    raise UserError(f"{path}: {problem}")
 
 
 def _apply(override: str, data: Table) -> Key:

@@ -13,7 +13,8 @@ import pytest
 from core.errors import UserError, WorkerError
 from orchestration import cli
 from orchestration.config import Recipe
-from orchestration.recipe import find_recipe, load_recipe
+from orchestration.recipe import load_recipe
+from orchestration.recipe_files import find_recipe
 
 Calls = list[tuple[str, Any]]
 

@@ -15,7 +15,8 @@ from core.config import Section
 from core.errors import UserError
 from learner.algorithm_config import PPOConfig
 from orchestration.config import Recipe
-from orchestration.recipe import RECIPES, find_recipe, load_recipe
+from orchestration.recipe import load_recipe
+from orchestration.recipe_files import RECIPES, find_recipe
 from orchestration.recipe_problems import kind_of, tables_of
 from orchestration.recipe_text import describe, resolved_toml, toml_value
 
@@ -426,12 +427,13 @@ def values(name: str, field: FieldInfo) -> st.SearchStrategy[Any]:
         matching = st.from_regex(bounds["pattern"], fullmatch=True)
         drawn = matching.filter(lambda text: text.isascii() and not text.endswith("\n"))
     else:
-        drawn = st.text(st.characters(exclude_categories=["Cs"]))
+        drawn = st.text(st.characters(exclude_categories=["Cs"]), min_size=bounds.get("min_length", 0))
     return st.none() | drawn if type(None) in get_args(field.annotation) else drawn
 
 
 def vars_of(constraint: object) -> list[str]:
-    return [key for key in ("ge", "gt", "le", "lt", "pattern") if getattr(constraint, key, None) is not None]
+    names = ("ge", "gt", "le", "lt", "pattern", "min_length")
+    return [name for name in names if getattr(constraint, name, None) is not None]
 
 
 @given(recipe=recipes())
