@@ -20,22 +20,69 @@ class MovieReviewPrompts(Section):
     """Seed of the split into train, held-out and prompts; no snippet is in two of them."""
 
 
-class JsonLinesPrompts(Section):
-    """Prompts of one's own: a JSON-lines file with one object a line."""
+class JsonLines(Section):
+    """Rows of one's own: a JSON-lines file with one object a line."""
 
     kind: Literal["jsonl"]
     path: str
     """The file. Relative paths start at the recipe's folder."""
+
+
+class Parquet(Section):
+    """Rows of one's own: a Parquet file."""
+
+    kind: Literal["parquet"]
+    path: str
+    """The file. Relative paths start at the recipe's folder."""
+
+
+class HuggingFace(Section):
+    """A dataset that the `datasets` library finds: on the Hugging Face Hub, or in a folder."""
+
+    kind: Literal["huggingface"]
+    name: str = Field(min_length=1)
+    """Name on the Hub, such as trl-lib/tldr, or a folder."""
+    subset: str | None = None
+    """The one of several subsets."""
+    split: str = "train"
+    """Which split; slices such as train[:1000] are understood."""
+
+
+class PromptColumn(Section):
+    """Where prompts stand in rows of one's own, and how many are held out."""
+
     column: str = "prompt"
     """The column that holds the prompt's text; the others are handed to reward functions."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the prompts kept for the comparison before and after, chosen by a hash of the text."""
 
 
-PromptsConfig = Annotated[MovieReviewPrompts | JsonLinesPrompts, Field(discriminator="kind")]
+class JsonLinesPrompts(PromptColumn, JsonLines):
+    """Prompts of one's own: a JSON-lines file."""
 
 
-class MovieReviewDataset(Section):
+class ParquetPrompts(PromptColumn, Parquet):
+    """Prompts of one's own: a Parquet file."""
+
+
+class HuggingFacePrompts(PromptColumn, HuggingFace):
+    """Prompts that the `datasets` library finds."""
+
+
+RowsConfig = JsonLines | Parquet | HuggingFace
+PromptsConfig = Annotated[
+    MovieReviewPrompts | JsonLinesPrompts | ParquetPrompts | HuggingFacePrompts, Field(discriminator="kind")
+]
+
+
+class WeighedSection(Section):
+    """One of several datasets."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of what is drawn, relative to the weights of the other datasets."""
+
+
+class MovieReviewDataset(WeighedSection):
     """Human-rated movie-review snippets to learn from: texts that people liked, or comparisons."""
 
     kind: Literal["movie-reviews"]
@@ -57,15 +104,19 @@ class MovieReviewDataset(Section):
     """Seed of the split into train, held-out and prompts; no snippet is in two of them."""
 
 
-class JsonLinesDataset(Section):
+class JsonLinesDataset(WeighedSection, JsonLines):
     """Texts of one's own: JSON lines in TRL's formats, standard or conversational (see docs/datasets.md)."""
 
-    kind: Literal["jsonl"]
-    path: str
-    """The file. Relative paths start at the recipe's folder."""
+
+class ParquetDataset(WeighedSection, Parquet):
+    """Texts of one's own: a Parquet file in the same formats."""
 
 
-class RunDataset(Section):
+class HuggingFaceDataset(WeighedSection, HuggingFace):
+    """Texts that the `datasets` library finds, in the same formats."""
+
+
+class RunDataset(WeighedSection):
     """What an earlier run has sampled, with its rewards: on-policy preferences."""
 
     kind: Literal["run"]
@@ -75,7 +126,10 @@ class RunDataset(Section):
     """Earliest step whose samples are used."""
 
 
-DatasetConfig = Annotated[MovieReviewDataset | JsonLinesDataset | RunDataset, Field(discriminator="kind")]
+DatasetConfig = Annotated[
+    MovieReviewDataset | JsonLinesDataset | ParquetDataset | HuggingFaceDataset | RunDataset,
+    Field(discriminator="kind"),
+]
 
 
 class RolloutConfig(Section):

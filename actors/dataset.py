@@ -1,19 +1,23 @@
 """Datasets of texts: read once, tokenised once, grouped by prompt.
 
-movie reviews | JSON lines -> DemonstrationGroup      a run's samples -> RolloutGroup
+movie reviews | rows of one's own -> DemonstrationGroup      a run's samples -> RolloutGroup
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from actors.config import JsonLinesDataset, MovieReviewDataset, MovieReviewPrompts, RunDataset
+from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RunDataset
 from actors.dataset_formats import ChatTokenizer, Texts, read_row
+from actors.rows import read_rows, where_of
 from actors.run_samples import load_samples
 from core.errors import UserError
 from core.messages import Demonstration, DemonstrationGroup, Prompt, RolloutGroup
-from core.ratings import SPLIT_FRACTIONS, RatedText, first_words, load_ratings, number_jsonl, split_ratings
+from core.ratings import SPLIT_FRACTIONS, RatedText, first_words, load_ratings, split_ratings
+
+G = TypeVar("G")
 
 TEXT_IDS = "input_ids"
 DRAWS_PER_COMPARISON = 8
@@ -21,7 +25,7 @@ DRAWS_PER_COMPARISON = 8
 
 
 def load_dataset(
-    config: MovieReviewDataset | JsonLinesDataset | RunDataset,
+    config: DatasetConfig,
     tokenizer: ChatTokenizer,
     *,
     data_folder: Path | None,
@@ -32,17 +36,12 @@ def load_dataset(
         case MovieReviewDataset():
             assert data_folder is not None
             texts, where = _movie_reviews(config, data_folder), "the movie reviews"
-        case JsonLinesDataset():
-            where = config.path
-            texts = [
-                read_row(row, f"{where}:{number}", tokenizer) for number, row in number_jsonl(Path(where), ())
-            ]
         case RunDataset():
-            return list(load_samples(config, max_tokens=max_tokens))
-    groups = _tokenised(texts, tokenizer, where, max_tokens)
-    if not groups:
-        raise UserError(f"{where}: nothing in it to learn from")
-    return groups
+            return _not_empty(list(load_samples(config, max_tokens=max_tokens)), config.path)
+        case _:
+            where = where_of(config)
+            texts = [read_row(row, place, tokenizer) for place, row in read_rows(config)]
+    return _not_empty(_tokenised(texts, tokenizer, where, max_tokens), where)
 
 
 def comparable(
@@ -57,6 +56,12 @@ def comparable(
             "rollout.group_size of 2 or more."
         )
     return told_apart
+
+
+def _not_empty(groups: Sequence[G], where: str) -> Sequence[G]:
+    if not groups:
+        raise UserError(f"{where}: nothing in it to learn from")
+    return groups
 
 
 def _scores(group: DemonstrationGroup | RolloutGroup) -> list[float]:

@@ -1,16 +1,16 @@
 """Prompts: read once, tokenised once, split into those to train on and those held out."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from actors.config import JsonLinesPrompts, MovieReviewPrompts
+from actors.config import MovieReviewPrompts, PromptsConfig
+from actors.rows import read_rows, where_of
 from core.errors import UserError
 from core.messages import Prompt
-from core.ratings import SPLIT_FRACTIONS, first_words, load_jsonl, load_ratings, split_ratings
+from core.ratings import SPLIT_FRACTIONS, first_words, load_ratings, split_ratings
 
 TEXT_IDS = "input_ids"
 
@@ -22,7 +22,7 @@ class Tokenizer(Protocol):
 
 
 def load_prompts(
-    config: MovieReviewPrompts | JsonLinesPrompts,
+    config: PromptsConfig,
     tokenizer: Tokenizer,
     *,
     data_folder: Path | None,
@@ -38,18 +38,18 @@ def load_prompts(
             assert data_folder is not None
             columns = _movie_review_openings(config, data_folder)
             where = "the movie reviews"
-        case JsonLinesPrompts():
-            where = config.path
-            rows = load_jsonl(Path(config.path), (config.column,))
+        case _:
+            where = where_of(config)
             columns = {
-                str(row[config.column]): {k: v for k, v in row.items() if k != config.column} for row in rows
+                str(row[config.column]): {k: v for k, v in row.items() if k != config.column}
+                for _, row in read_rows(config, (config.column,))
             }
     texts = sorted(columns, key=_text_digest)
     if len(texts) < 2:
         raise UserError(
             f"{where}: {len(texts)} different prompts; at least 2 are needed, one to train on and one held out"
         )
-    if isinstance(config, JsonLinesPrompts):
+    if not isinstance(config, MovieReviewPrompts):
         num_heldout = min(num_heldout, max(1, int(len(texts) * config.heldout_fraction)))
     if num_heldout >= len(texts):
         raise UserError(
@@ -59,19 +59,6 @@ def load_prompts(
     prompts = _tokenised(texts, columns, tokenizer)
     _check_lengths(prompts, max_prompt_tokens, where)
     return prompts[num_heldout:], prompts[:num_heldout]
-
-
-class PromptStream:
-    """An endless, seeded sequence of prompts: every epoch a new order. Position k is always the same prompt."""
-
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int) -> None:
-        self._prompts = prompts
-        self._seed = seed
-
-    def __getitem__(self, position: int) -> Prompt:
-        epoch, place = divmod(position, len(self._prompts))
-        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._prompts))
-        return self._prompts[int(order[place])]
 
 
 def _movie_review_openings(config: MovieReviewPrompts, data_folder: Path) -> dict[str, dict[str, Any]]:

@@ -26,6 +26,9 @@ from core.decoding import UNCHANGED, Decoding
 from core.errors import UserError
 from core.packing import PackedRow
 
+SCORE_OFFSET = "leash_score_offset"
+"""Key of a reward model's config.json: what is taken off its scores (`learner/reward_normalization.py`)."""
+
 
 class TokenLogprobs(nn.Module):
     """A causal language model that gives the log-probability of each trained token."""
@@ -65,7 +68,7 @@ class ScalarModel(nn.Module):
         head = self.model.score
         assert isinstance(head, nn.Module)
         scores: torch.Tensor = head(hidden_states(self.model, row)[positions]).float()
-        return scores[:, 0]
+        return scores[:, 0] - getattr(self.model.config, SCORE_OFFSET, 0.0)
 
 
 hf_logging.set_verbosity_error()

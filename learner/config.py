@@ -98,6 +98,8 @@ class RewardModelConfig(Section):
     """Pairs whose mean ratings are closer than this are not used; rankings use all that differ."""
     l2: float = Field(default=1e-3, ge=0)
     """Weight of the squared norm of the head in the loss."""
+    normalize_on: int = Field(default=0, ge=0)
+    """Shift the scores to mean 0 on one completion of so many prompts by the untrained policy; 0: do not."""
     token_budget: int = Field(default=1024, ge=1)
     """Tokens of one forward pass."""
     threads: int = Field(default=2, ge=1)

@@ -6,13 +6,11 @@
 the KL penalty looks only at what the policy itself samples.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 
 from core.messages import Demonstration
 from core.packing import pack_row, plan_rows
+from core.stream import SeededStream
 from learner.engine import ZeroEngine, all_reduce_max, all_reduce_sum
 
 
@@ -21,7 +19,7 @@ class Pretraining:
 
     def __init__(
         self,
-        texts: Sequence[Demonstration],
+        texts: SeededStream[Demonstration],
         *,
         coef: float,
         texts_per_step: int,
@@ -29,23 +27,23 @@ class Pretraining:
         rank: int,
         world_size: int,
         token_budget: int,
-        seed: int,
     ) -> None:
-        self._sequences = [(text.token_ids_T, text.sampled_T) for text in texts]
+        self._texts = texts
         self._coef = coef
         self._texts_per_step = texts_per_step
         self._policy = policy
         self._rank = rank
         self._world_size = world_size
         self._token_budget = token_budget
-        self._seed = seed
 
     def accumulate(self, step: int) -> dict[str, float]:
         """Forward and backward of this step's texts; an optimizer step must follow. All ranks call."""
-        own = [self._sequences[index] for index in self._chosen(step)[self._rank :: self._world_size]]
+        numbers = range(step * self._texts_per_step, (step + 1) * self._texts_per_step)
+        chosen = [(text.token_ids_T, text.sampled_T) for text in map(self._texts.__getitem__, numbers)]
+        own = chosen[self._rank :: self._world_size]
         plan = plan_rows([len(token_ids) for token_ids, _ in own], self._token_budget)
         rows = [pack_row([own[index] for index in row]) for row in plan]
-        shortest = pack_row([min(self._sequences, key=lambda sequence: len(sequence[0]))])
+        shortest = pack_row([min(chosen, key=lambda sequence: len(sequence[0]))])
         idle = all_reduce_max(len(rows)) - len(rows)
         num_tokens = float(all_reduce_sum(torch.tensor(sum(len(row.target_ids_N) for row in rows))))
         total = torch.zeros((), dtype=torch.float64)
@@ -54,12 +52,3 @@ class Pretraining:
             self._policy.backward(self._coef * loss, last=False)
             total += loss.detach()
         return {"pretraining_loss": float(all_reduce_sum(total))}
-
-    def _chosen(self, step: int) -> list[int]:
-        """Texts of a step: every text once an epoch, each epoch in a new order."""
-        chosen = []
-        for position in range(step * self._texts_per_step, (step + 1) * self._texts_per_step):
-            epoch, place = divmod(position, len(self._sequences))
-            order = np.random.default_rng((self._seed, epoch)).permutation(len(self._sequences))
-            chosen.append(int(order[place]))
-        return chosen

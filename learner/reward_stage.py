@@ -25,12 +25,14 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from core.errors import UserError
-from core.models import hidden_states, load_scalar_model
+from core.messages import Int32s
+from core.models import SCORE_OFFSET, hidden_states, load_scalar_model
 from core.packing import pack_row, plan_rows
 from core.ratings import SPLIT_FRACTIONS, RatedText, load_ratings, split_ratings
 from learner.config import RewardModelConfig
 from learner.reward_head import fit_head
 from learner.reward_metrics import pairwise_accuracy, rater_agreement
+from learner.reward_normalization import mean_score_of_samples
 
 MIN_CUT_TOKENS = 8
 """A snippet is cut after this many tokens or later; fewer say little."""
@@ -45,8 +47,13 @@ def train_reward_model(
     data_folder: Path,
     folder: Path,
     report: Callable[[str], None],
+    prompts: Sequence[Int32s],
+    max_new_tokens: int,
 ) -> dict[str, float]:
-    """Write the reward model, an ordinary sequence classifier, into `folder`; its held-out figures."""
+    """Write the reward model, an ordinary sequence classifier, into `folder`; its held-out figures.
+
+    `prompts` are those that it is normalized on; with none its scores stay as learned.
+    """
     started = time.perf_counter()
     torch.set_num_threads(config.threads)
     rows, malformed = load_ratings(data_folder)
@@ -60,8 +67,19 @@ def train_reward_model(
     learned_from = text_features(folder, train, cut_copies=config.cut_copies, config=config, report=report)
     measured_on = text_features(folder, heldout, cut_copies=1, config=config, report=report)
     head_F = fit_head(learned_from.features_SF, ratings_of(train)[learned_from.row_of_S], config)
-    _write_head(folder, head_F)
+    _write_head(folder, head_F, offset=0.0)
     metrics = heldout_metrics(measured_on, heldout, head_F)
+    if prompts:
+        metrics["score_offset"] = mean_score_of_samples(
+            load_scalar_model(folder, "float32").eval(),
+            model_path,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            token_budget=config.token_budget,
+            seed=config.split_seed,
+        )
+        metrics["score_mean"] -= metrics["score_offset"]
+        _write_head(folder, head_F, offset=metrics["score_offset"])
     metrics |= {
         "train_snippets": len(train),
         "heldout_snippets": len(heldout),
@@ -162,8 +180,9 @@ def text_features(
     )
 
 
-def _write_head(folder: Path, head_F: torch.Tensor) -> None:
+def _write_head(folder: Path, head_F: torch.Tensor, *, offset: float) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         model.score.weight.copy_(head_F[None])
+    setattr(model.config, SCORE_OFFSET, offset)
     model.save_pretrained(folder)

@@ -16,6 +16,7 @@ from core.decoding import Decoding
 from core.errors import UserError
 from core.messages import Completion, Demonstration, Float32s, Int32s, RolloutGroup
 from core.remote import actor_options, answer, node_address, own_memory_bytes
+from core.stream import SeededStream
 from core.weights import WeightManifest
 from learner.algorithm_config import AlgorithmConfig, PPOConfig
 from learner.config import KLConfig, LearnerConfig
@@ -25,7 +26,9 @@ from learner.config import KLConfig, LearnerConfig
 class PretrainingTexts:
     """Texts whose likelihood is part of every update (PPO-ptx)."""
 
-    texts: Sequence[Demonstration]
+    datasets: Sequence[Sequence[Demonstration]]
+    weights: Sequence[float]
+    """Share of each dataset."""
     coef: float
     texts_per_step: int
 
@@ -114,14 +117,13 @@ class LearnerWorker:
         if setup.pretraining is None:
             return None
         return Pretraining(
-            setup.pretraining.texts,
+            SeededStream(setup.pretraining.datasets, seed=setup.seed, weights=setup.pretraining.weights),
             coef=setup.pretraining.coef,
             texts_per_step=setup.pretraining.texts_per_step,
             policy=policy,
             rank=self._rank,
             world_size=setup.config.world_size,
             token_budget=setup.config.token_budget,
-            seed=setup.seed,
         )
 
     def _engine(self, module: Any, setup: LearnerSetup) -> Any:

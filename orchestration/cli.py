@@ -98,8 +98,8 @@ def _assets(recipe: Recipe) -> list[str]:
     """Names of the models and data that the recipe needs from the cache."""
     paths = [recipe.model.path, *(getattr(reward, "path", None) or "" for reward in recipe.rewards)]
     names = [path.removeprefix(ASSET_PREFIX) for path in paths if path.startswith(ASSET_PREFIX)]
-    datasets = [recipe.dataset, recipe.pretraining.dataset if recipe.pretraining else None]
-    kinds = {recipe.prompts.kind, *(dataset.kind for dataset in datasets if dataset)}
+    datasets = [*recipe.datasets, *(recipe.pretraining.datasets if recipe.pretraining else ())]
+    kinds = {recipe.prompts.kind, *(dataset.kind for dataset in datasets)}
     uses_ratings = recipe.reward_model is not None or RATINGS.name in kinds
     return list(dict.fromkeys([*names, RATINGS.name] if uses_ratings else names))
 

@@ -25,6 +25,8 @@ class TrainerConfig(Section):
     """Steps between checkpoints; 0: only at the end and when interrupted."""
     heldout_prompts: int = Field(default=64, ge=1)
     """Held-out prompts of the comparison before and after."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Steps between evaluations on the held-out prompts, the best of which is kept as model-best; 0: none."""
     best_of: int = Field(default=0, ge=0)
     """Compare with the best of so many completions a held-out prompt of the untrained policy, too; 0: do not."""
     save_model: bool = True
@@ -38,7 +40,7 @@ class PretrainingConfig(Section):
     """Weight of the texts' mean negative log-likelihood beside the policy's loss."""
     texts_per_step: int = Field(default=16, ge=1)
     """Texts of each update."""
-    dataset: DatasetConfig
+    datasets: list[DatasetConfig] = Field(min_length=1)
     """Where the texts come from; of a group with several, the best rated one is used."""
 
 
@@ -78,7 +80,7 @@ class Recipe(Section):
     """Seed of prompts, sampling, shuffling and evaluation."""
     model: ModelConfig
     prompts: PromptsConfig
-    dataset: DatasetConfig | None = None
+    datasets: list[DatasetConfig] = Field(default=[])
     rollout: RolloutConfig = RolloutConfig()
     reference: ReferenceConfig = ReferenceConfig()
     rewards: list[RewardConfig] = Field(min_length=1)

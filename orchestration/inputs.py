@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RewardModelReward
 from actors.dataset import comparable, load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
-from core.messages import DemonstrationGroup, Int32s, RolloutGroup
+from core.messages import DemonstrationGroup, Int32s, Prompt, RolloutGroup
 from learner.algorithm_config import DPOConfig, REBELConfig, RPOConfig
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
@@ -32,13 +32,7 @@ class RunInputs:
     def __init__(self, recipe: Recipe) -> None:
         self.model_path = resolve_model(recipe.model.path)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.model_path)
-        self.train_prompts, self.heldout_prompts = load_prompts(
-            recipe.prompts,
-            self.tokenizer,
-            data_folder=asset_path(RATINGS.name) if isinstance(recipe.prompts, MovieReviewPrompts) else None,
-            num_heldout=recipe.trainer.heldout_prompts,
-            max_prompt_tokens=recipe.model.max_model_len - recipe.rollout.max_new_tokens,
-        )
+        self.train_prompts, self.heldout_prompts = _prompts(recipe, self.tokenizer)
         self.heldout_texts = (
             load_heldout_texts(
                 recipe.prompts,
@@ -50,10 +44,12 @@ class RunInputs:
             if isinstance(recipe.prompts, MovieReviewPrompts)
             else None
         )
-        self.dataset = self._load(recipe.dataset, recipe) if recipe.dataset else None
-        if self.dataset and isinstance(recipe.algorithm, DPOConfig | RPOConfig | REBELConfig):
-            assert recipe.dataset is not None
-            self.dataset = comparable(self.dataset, f"dataset ({recipe.dataset.kind})")
+        self.datasets = [self._load(dataset, recipe) for dataset in recipe.datasets]
+        if isinstance(recipe.algorithm, DPOConfig | RPOConfig | REBELConfig):
+            self.datasets = [
+                comparable(groups, f"datasets.{place} ({dataset.kind})")
+                for place, (groups, dataset) in enumerate(zip(self.datasets, recipe.datasets, strict=True))
+            ]
         self.pretraining = self._pretraining(recipe)
         self.reward_paths: dict[str, Path] = {}
         started = time.perf_counter()
@@ -81,13 +77,19 @@ class RunInputs:
     def _pretraining(self, recipe: Recipe) -> PretrainingTexts | None:
         if recipe.pretraining is None:
             return None
-        texts = [
-            max(group.demonstrations, key=lambda text: text.score)
-            for group in self._load(recipe.pretraining.dataset, recipe)
-            if isinstance(group, DemonstrationGroup)
-        ]
+        config = recipe.pretraining
         return PretrainingTexts(
-            texts=texts, coef=recipe.pretraining.coef, texts_per_step=recipe.pretraining.texts_per_step
+            datasets=[
+                [
+                    max(group.demonstrations, key=lambda text: text.score)
+                    for group in self._load(dataset, recipe)
+                    if isinstance(group, DemonstrationGroup)
+                ]
+                for dataset in config.datasets
+            ],
+            weights=[dataset.weight for dataset in config.datasets],
+            coef=config.coef,
+            texts_per_step=config.texts_per_step,
         )
 
     def decode(self, token_ids: list[int]) -> str:
@@ -105,7 +107,10 @@ def train_reward_model(recipe: Recipe) -> Path:
     """The folder of the recipe's reward model, trained if the cache does not have it. Prints its figures."""
     assert recipe.reward_model is not None
     model_path = resolve_model(recipe.model.path)
+    prompts = _normalized_on(recipe, model_path)
     key = json.dumps([recipe.reward_model.model_dump(), str(model_path)], sort_keys=True)
+    if prompts:
+        key += json.dumps([[ids.tolist() for ids in prompts], recipe.rollout.max_new_tokens])
     name = f"{recipe.reward_model.data}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = cache_folder() / "reward-models" / name
     if not (folder / "metrics.json").is_file():
@@ -121,6 +126,8 @@ def train_reward_model(recipe: Recipe) -> Path:
             data_folder=asset_path(RATINGS.name),
             folder=unfinished,
             report=lambda text: print(text, flush=True),
+            prompts=prompts,
+            max_new_tokens=recipe.rollout.max_new_tokens,
         )
         unfinished.rename(folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -131,3 +138,22 @@ def train_reward_model(recipe: Recipe) -> Path:
         flush=True,
     )
     return folder
+
+
+def _prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Prompt], list[Prompt]]:
+    """(training, held out)."""
+    return load_prompts(
+        recipe.prompts,
+        tokenizer,
+        data_folder=asset_path(RATINGS.name) if isinstance(recipe.prompts, MovieReviewPrompts) else None,
+        num_heldout=recipe.trainer.heldout_prompts,
+        max_prompt_tokens=recipe.model.max_model_len - recipe.rollout.max_new_tokens,
+    )
+
+
+def _normalized_on(recipe: Recipe, model_path: Path) -> list[Int32s]:
+    assert recipe.reward_model is not None
+    if recipe.reward_model.normalize_on == 0:
+        return []
+    training, _ = _prompts(recipe, AutoTokenizer.from_pretrained(model_path))
+    return [prompt.token_ids for prompt in training[: recipe.reward_model.normalize_on]]

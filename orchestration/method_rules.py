@@ -30,10 +30,10 @@ from orchestration.contradiction import Contradiction
 
 
 def _check_groups(
-    algorithm: AlgorithmConfig, rollout: RolloutConfig, dataset: DatasetConfig | None
+    algorithm: AlgorithmConfig, rollout: RolloutConfig, datasets: list[DatasetConfig]
 ) -> Iterator[Contradiction]:
     compares = isinstance(algorithm, RLOOConfig | GRPOConfig | DPOConfig | RPOConfig | REBELConfig)
-    if compares and dataset is None and rollout.group_size < 2:
+    if compares and not datasets and rollout.group_size < 2:
         yield Contradiction(
             ("rollout.group_size", "algorithm.kind"),
             f"{algorithm.kind} compares the completions of a prompt with each other, so it needs at least 2",
@@ -42,21 +42,21 @@ def _check_groups(
 
 
 def _check_dataset(
-    algorithm: AlgorithmConfig, rollout: RolloutConfig, dataset: DatasetConfig | None
+    algorithm: AlgorithmConfig, rollout: RolloutConfig, datasets: list[DatasetConfig]
 ) -> Iterator[Contradiction]:
-    if isinstance(algorithm, PolicyGradientConfig) and dataset is not None:
+    if isinstance(algorithm, PolicyGradientConfig) and datasets:
         yield Contradiction(
-            ("dataset", "algorithm.kind"),
-            f"{algorithm.kind} learns from what the present policy samples, not from a dataset",
-            'leave the table out, or set algorithm.kind = "sft" or "dpo"',
+            ("datasets", "algorithm.kind"),
+            f"{algorithm.kind} learns from what the present policy samples, not from datasets",
+            'leave them out, or set algorithm.kind = "sft" or "dpo"',
         )
-    if isinstance(algorithm, SFTConfig) and dataset is None and algorithm.top_k is None:
+    if isinstance(algorithm, SFTConfig) and not datasets and algorithm.top_k is None:
         yield Contradiction(
             ("algorithm.top_k", "algorithm.kind"),
             "sft on all of the policy's own samples teaches nothing",
-            "set 1 for rejection sampling, or add a [dataset] table",
+            "set 1 for rejection sampling, or add a [[datasets]] table",
         )
-    if isinstance(algorithm, SFTConfig) and dataset is None and algorithm.top_k is not None:
+    if isinstance(algorithm, SFTConfig) and not datasets and algorithm.top_k is not None:
         of_prompt = algorithm.top_k_of == "prompt"
         if of_prompt and algorithm.top_k >= rollout.group_size:
             yield Contradiction(
@@ -64,14 +64,14 @@ def _check_dataset(
                 f"the best {algorithm.top_k} of {rollout.group_size} samples of a prompt are all of them",
                 f"set less, or a larger rollout.group_size such as {4 * algorithm.top_k}",
             )
-    if isinstance(algorithm, DPOConfig | RPOConfig | REBELConfig) and (
-        isinstance(dataset, MovieReviewDataset) and dataset.content == "demonstrations"
-    ):
-        yield Contradiction(
-            ("dataset.content", "algorithm.kind"),
-            f"{algorithm.kind} compares completions, and a demonstration stands alone",
-            'set "comparisons"',
-        )
+    for place, dataset in enumerate(datasets):
+        alone = isinstance(dataset, MovieReviewDataset) and dataset.content == "demonstrations"
+        if alone and isinstance(algorithm, DPOConfig | RPOConfig | REBELConfig):
+            yield Contradiction(
+                (f"datasets.{place}.content", "algorithm.kind"),
+                f"{algorithm.kind} compares completions, and a demonstration stands alone",
+                'set "comparisons"',
+            )
     if isinstance(algorithm, DPOConfig) and (algorithm.variant == "conservative") != (
         algorithm.label_smoothing > 0
     ):
@@ -89,10 +89,12 @@ def _check_dataset(
 
 
 def _check_splits(
-    prompts: PromptsConfig, dataset: DatasetConfig | None, pretraining: PretrainingConfig | None
+    prompts: PromptsConfig, datasets: list[DatasetConfig], pretraining: PretrainingConfig | None
 ) -> Iterator[Contradiction]:
     """Texts are learned from in the part of the split that prompts do not come from, so it must be one split."""
-    learned = {"dataset": dataset, "pretraining.dataset": pretraining.dataset if pretraining else None}
+    mixed_in = pretraining.datasets if pretraining else []
+    learned = {f"datasets.{place}": texts for place, texts in enumerate(datasets)}
+    learned |= {f"pretraining.datasets.{place}": texts for place, texts in enumerate(mixed_in)}
     for key, texts in learned.items():
         if (
             isinstance(texts, MovieReviewDataset)
@@ -109,12 +111,13 @@ def _check_splits(
 def _check_pretraining(
     algorithm: AlgorithmConfig, pretraining: PretrainingConfig | None
 ) -> Iterator[Contradiction]:
-    if pretraining and isinstance(pretraining.dataset, RunDataset):
-        yield Contradiction(
-            ("pretraining.dataset.kind",),
-            "what a policy has sampled does not hold it near human text",
-            'set "jsonl" or "movie-reviews"',
-        )
+    for place, dataset in enumerate(pretraining.datasets if pretraining else []):
+        if isinstance(dataset, RunDataset):
+            yield Contradiction(
+                (f"pretraining.datasets.{place}.kind",),
+                "what a policy has sampled does not hold it near human text",
+                'set "jsonl" or "movie-reviews"',
+            )
     if pretraining and isinstance(algorithm, PPOConfig) and algorithm.value_warmup_steps:
         yield Contradiction(
             ("algorithm.value_warmup_steps", "pretraining"),

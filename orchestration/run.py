@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from actors.prompts import PromptStream
 from core.errors import UserError
+from core.messages import Rollout
 from core.remote import own_memory_bytes
+from core.stream import SeededStream
 from orchestration import cluster
 from orchestration.config import Recipe
 from orchestration.evaluation import (
@@ -31,6 +32,7 @@ from orchestration.interrupts import Interrupts
 from orchestration.metrics_hub import MetricsHub
 from orchestration.run_folder import RunFolder, write_atomically, write_json
 from orchestration.run_log import RunLog
+from orchestration.selection import Selection
 from orchestration.sources import DatasetGroups, GroupSource, SampledGroups
 from orchestration.summary import run_figures
 from orchestration.terminal import TerminalView, before_after_markdown, before_after_table
@@ -87,6 +89,7 @@ class Run:
         self._started = started
         self._seconds_to_first_step: float | None = None
         self._memory: dict[str, int] = {}
+        self._selection = Selection(folder.path)
         self._interrupts = Interrupts(lambda: self._stop())
         self._stop = self._interrupts.cancel
 
@@ -122,7 +125,9 @@ class Run:
     async def _finish(self, before: list[Sample]) -> dict[str, Any]:
         """Evaluate again, compare, and write what people and scripts read."""
         self._view.phase("evaluate")
-        after = await evaluate(self._workers.pool, self._inputs.heldout_prompts, seed=self._recipe.seed)
+        after = await self._evaluate()
+        if self._recipe.trainer.evaluate_every:
+            await self._select(self._recipe.trainer.steps, after)
         save_samples(samples_of(after), self._folder.path / "heldout-after.jsonl")
         comparison = await compare(self._workers.pool, before, after, self._inputs.decode)
         await self._measure_memory()
@@ -130,6 +135,8 @@ class Run:
         if self._recipe.trainer.save_model:
             await self._workers.learner.save_model((self._folder.path / "model").absolute())
         summary = summarize(comparison) | {"heldout_perplexity": await self._perplexity()}
+        if self._selection.best:
+            summary["best_evaluation"] = self._selection.best
         best_of = self._folder.path / BEST_OF_FILE
         if best_of.is_file():
             summary["best_of_n"] = json.loads(best_of.read_text(encoding="utf-8"))
@@ -171,15 +178,17 @@ class Run:
             prompts_per_step=recipe.trainer.prompts_per_step,
             max_lag=recipe.trainer.max_lag,
             deadlines=recipe.deadlines,
+            evaluate_every=recipe.trainer.evaluate_every,
         )
 
     def _make_source(self) -> GroupSource:
         recipe, pool = self._recipe, self._workers.pool
-        if self._inputs.dataset is not None:
-            return DatasetGroups(pool, self._inputs.dataset, seed=recipe.seed)
+        if self._inputs.datasets:
+            weights = [dataset.weight for dataset in recipe.datasets]
+            return DatasetGroups(pool, self._inputs.datasets, seed=recipe.seed, weights=weights)
         return SampledGroups(
             pool,
-            PromptStream(self._inputs.train_prompts, seed=recipe.seed),
+            SeededStream([self._inputs.train_prompts], seed=recipe.seed),
             group_size=recipe.rollout.group_size,
             max_resamples=recipe.rollout.max_resamples,
             seed=recipe.seed,
@@ -193,6 +202,7 @@ class Run:
             return 0
         version = await self._workers.learner.load(checkpoint.absolute())
         self._log.records = self._folder.cut_records_after(version)
+        self._selection.resume(version)
         self._view.note(f"resumed from {checkpoint}")
         return version
 
@@ -203,7 +213,7 @@ class Run:
             if start > 0:
                 raise UserError(f"{file}: missing, and version {start} is no longer the untrained policy")
             self._view.phase("evaluate")
-            before = await evaluate(self._workers.pool, self._inputs.heldout_prompts, seed=self._recipe.seed)
+            before = await self._evaluate()
             save_samples(samples_of(before), file)
             if self._recipe.trainer.best_of:
                 await self._evaluate_best_of(self._recipe.trainer.best_of)
@@ -220,9 +230,23 @@ class Run:
         if self._seconds_to_first_step is None:
             self._seconds_to_first_step = time.perf_counter() - self._started
         await self._measure_memory()
-        every = self._recipe.trainer.checkpoint_every
-        if every and version % every == 0 and version < self._recipe.trainer.steps:
+        if self._is_due(self._recipe.trainer.evaluate_every, version):
+            self._view.phase("evaluate")
+            await self._select(version, await self._evaluate())
+        if self._is_due(self._recipe.trainer.checkpoint_every, version):
             await self._save_checkpoint(version)
+
+    def _is_due(self, every: int, version: int) -> bool:
+        """What is done every so many steps; at the end it is done anyway."""
+        return every > 0 and version % every == 0 and version < self._recipe.trainer.steps
+
+    async def _evaluate(self) -> list[Rollout]:
+        return await evaluate(self._workers.pool, self._inputs.heldout_prompts, seed=self._recipe.seed)
+
+    async def _select(self, version: int, rollouts: list[Rollout]) -> None:
+        """Keep the policy if it does better on the held-out prompts than every version before."""
+        if self._selection.add(version, rollouts) and self._recipe.trainer.save_model:
+            await self._workers.learner.save_model((self._folder.path / "model-best").absolute())
 
     async def _measure_memory(self) -> None:
         """Memory of every process now, and the largest so far."""

@@ -5,6 +5,7 @@ run.json              versions, commit, seed       samples/          every rollo
 heldout-before.jsonl  held-out completions         summary.json      the result, for people and scripts
 heldout-after.jsonl   of both policies             before-after.md   the two side by side
 checkpoints/step-N/   to go on from                model/            the trained policy, Hugging Face format
+evaluations.jsonl     held-out prompts on the way  model-best/       the version that did best on them
 """
 
 import json

@@ -8,13 +8,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import numpy as np
-
 from actors.config import SEEDS_PER_GROUP
-from actors.prompts import PromptStream
 from actors.rollout import RolloutPool
-from core.errors import UserError
-from core.messages import DemonstrationGroup, RolloutGroup
+from core.messages import DemonstrationGroup, Prompt, RolloutGroup
+from core.stream import SeededStream
 
 RESAMPLED = 2**40
 """Added to a group's place in the prompt stream for each time that it is sampled anew."""
@@ -37,7 +34,7 @@ class SampledGroups:
     def __init__(
         self,
         pool: RolloutPool,
-        prompts: PromptStream,
+        prompts: SeededStream[Prompt],
         *,
         group_size: int,
         max_resamples: int,
@@ -72,31 +69,32 @@ class SampledGroups:
 
 
 class DatasetGroups:
-    """Texts of a dataset, in a seeded order that is new every epoch. The reference scores each once."""
+    """Texts of datasets, mixed by weight, in a seeded order. The reference scores each once."""
 
     on_policy = False
 
     def __init__(
-        self, pool: RolloutPool, groups: Sequence[DemonstrationGroup | RolloutGroup], *, seed: int
+        self,
+        pool: RolloutPool,
+        datasets: Sequence[Sequence[DemonstrationGroup | RolloutGroup]],
+        *,
+        seed: int,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        if not groups:
-            raise UserError("dataset: no group of it can be learned from")
         self._pool = pool
-        self._groups = groups
-        self._seed = seed
-        self._scored: dict[int, asyncio.Task[RolloutGroup]] = {}
+        self._datasets = datasets
+        self._stream = SeededStream(datasets, seed=seed, weights=weights)
+        self._scored: dict[tuple[int, int], asyncio.Task[RolloutGroup]] = {}
 
     async def group(self, number: int) -> RolloutGroup:
         """The group with this number."""
-        epoch, place = divmod(number, len(self._groups))
-        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._groups))
-        index = int(order[place])
-        if index not in self._scored:
-            group = self._groups[index]
+        which, index = self._stream.place(number)
+        if (which, index) not in self._scored:
+            group = self._datasets[which][index]
             scoring = (
                 self._pool.rescore(group)
                 if isinstance(group, RolloutGroup)
                 else self._pool.score_demonstrations(group)
             )
-            self._scored[index] = asyncio.create_task(scoring)
-        return await asyncio.shield(self._scored[index])
+            self._scored[which, index] = asyncio.create_task(scoring)
+        return await asyncio.shield(self._scored[which, index])

@@ -4,7 +4,7 @@
          ^                                                              |
          +---------------------- new policy version --------------------+
 
-A source that does not sample (a dataset) needs no new weights before the last step.
+A source that does not sample (a dataset) needs no new weights but for the steps that are evaluated.
 
 Knows no GPU and no Ray: it is given an actor pool and a learner, which are Ray workers in production and
 plain objects in tests.
@@ -62,6 +62,7 @@ class Trainer:
         prompts_per_step: int,
         max_lag: int,
         deadlines: DeadlinesConfig,
+        evaluate_every: int = 0,
     ) -> None:
         self._pool = pool
         self._learner = learner
@@ -70,6 +71,7 @@ class Trainer:
         self._prompts_per_step = prompts_per_step
         self._max_lag = max_lag
         self._deadlines = deadlines
+        self._evaluate_every = evaluate_every
         self._stopping = False
 
     def stop(self) -> None:
@@ -94,7 +96,7 @@ class Trainer:
                 learning = await self._learner.train_step(groups)
                 timing["learn_s"] = _lap(timing)
                 version += 1
-                if self._source.on_policy or version == stop:
+                if self._source.on_policy or version == stop or self._is_evaluated(version):
                     self._observer.phase("push")
                     timing |= await self.push_weights()
                 timing["push_s"] = _lap(timing)
@@ -114,6 +116,10 @@ class Trainer:
         slowest = max(reports, key=lambda report: report.load_s + report.verify_s)
         gap = max(report.probe_gap for report in reports)
         return timing | {"load_s": slowest.load_s, "verify_s": slowest.verify_s, "probe_gap": gap}
+
+    def _is_evaluated(self, version: int) -> bool:
+        """Whether the rollout workers are asked what this version does on the held-out prompts."""
+        return self._evaluate_every > 0 and version % self._evaluate_every == 0
 
     async def _start_rollouts(self, queue: RolloutQueue, start: int, stop: int) -> None:
         """Start groups as tickets come free: those that take the policy from version `start` to `stop`."""

@@ -5,14 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from actors.config import JsonLinesPrompts
-from actors.prompts import PromptStream, load_prompts
+from actors.prompts import load_prompts
 from core.errors import UserError
 from core.messages import Prompt
-from tests.fakes import make_prompt
 
 
 class WordTokenizer:
@@ -111,24 +108,3 @@ def test_a_prompt_that_does_not_fit_is_named(tmp_path: Path, text: str, count: i
         load(file, num_heldout=1)
     write(file, {"prompt": "a b"}, {"prompt": "one two three four"})
     load(file, num_heldout=1)
-
-
-PROMPTS = [make_prompt(text=str(index)) for index in range(11)]
-
-
-@given(st.integers(0, 2**40), st.integers(0, 20))
-def test_every_epoch_brings_every_prompt_once(seed: int, epoch: int) -> None:
-    stream = PromptStream(PROMPTS, seed=seed)
-    seen = [stream[position].text for position in range(epoch * 11, (epoch + 1) * 11)]
-    assert sorted(seen) == sorted(prompt.text for prompt in PROMPTS)
-    again = PromptStream(PROMPTS, seed=seed)
-    assert [again[position].text for position in reversed(range(epoch * 11, (epoch + 1) * 11))] == seen[::-1]
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = {
-        tuple(PromptStream(PROMPTS, seed=seed)[epoch * 11 + place].text for place in range(11))
-        for seed in range(4)
-        for epoch in range(4)
-    }
-    assert len(orders) == 16

@@ -78,9 +78,8 @@ def texts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def grpo(recipe: Path, texts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with adapters whose base is the reference, the exact KL in the loss, and texts mixed in (ptx)."""
-    pretraining = (
-        f'pretraining={{coef = 0.5, texts_per_step = 4, dataset = {{kind = "jsonl", path = "{texts_file}"}}}}'
-    )
+    texts = f'{{kind = "jsonl", path = "{texts_file}"}}'
+    pretraining = f"pretraining={{coef = 0.5, texts_per_step = 4, datasets = [{texts}]}}"
     return finish(tmp_path_factory.mktemp("runs") / "grpo", recipe, *ADAPTERS_AS_REFERENCE, pretraining)
 
 
@@ -125,7 +124,7 @@ def test_dpo_learns_offline_from_what_a_run_has_sampled(grpo: Path, recipe: Path
             tmp_path / "dpo",
             recipe,
             'algorithm={kind = "dpo"}',
-            f'dataset={{kind = "run", path = "{grpo}"}}',
+            f'datasets=[{{kind = "run", path = "{grpo}"}}]',
             *("trainer.steps=4", "trainer.best_of=0", "rollout.top_p=1.0"),
         )
     )

@@ -24,6 +24,7 @@ from core.errors import NonFiniteError
 from core.messages import Completion, Demonstration, Prompt, Rollout, RolloutGroup, VersionSpan
 from core.models import load_policy, load_scalar_model
 from core.packing import pack_row
+from core.stream import SeededStream
 from learner import checkpoint
 from learner.algorithm_config import (
     AlgorithmConfig,
@@ -120,14 +121,13 @@ class Rank:
         pretraining = None
         if pretraining_coef:
             pretraining = Pretraining(
-                self.texts(7),
+                SeededStream([self.texts(7)], seed=0),
                 coef=pretraining_coef,
                 texts_per_step=5,
                 policy=engine,
                 rank=self.rank,
                 world_size=self.world_size,
                 token_budget=token_budget,
-                seed=0,
             )
         return Learner(
             rank=self.rank,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 from unittest.mock import patch
@@ -194,10 +195,10 @@ def test_all_problems_come_at_once_also_those_between_sections(minimal: Path) ->
     assert lines[3].startswith(f"{minimal} and command line: kl.kl_target is not set: the adaptive")
 
 
-OWN_TEXTS = 'dataset={kind = "jsonl", path = "/texts.jsonl"}'
-DEMONSTRATIONS = 'dataset={kind = "movie-reviews", content = "demonstrations"}'
-COMPARISONS = 'dataset={kind = "movie-reviews", content = "comparisons"}'
-PRETRAINING = 'pretraining={coef = 1.0, dataset = {kind = "jsonl", path = "/texts.jsonl"}}'
+OWN_TEXTS = 'datasets=[{kind = "jsonl", path = "/texts.jsonl"}]'
+DEMONSTRATIONS = 'datasets=[{kind = "movie-reviews", content = "demonstrations"}]'
+COMPARISONS = 'datasets=[{kind = "movie-reviews", content = "comparisons"}]'
+PRETRAINING = 'pretraining={coef = 1.0, datasets = [{kind = "jsonl", path = "/texts.jsonl"}]}'
 MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget = 512}]'
 
 
@@ -223,7 +224,7 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
         *(
             (
                 [f"algorithm.kind={kind}", DEMONSTRATIONS],
-                f'dataset.content = "demonstrations": {kind} compares completions',
+                f'datasets.0.content = "demonstrations": {kind} compares completions',
             )
             for kind in ("dpo", "rpo", "rebel")
         ),
@@ -240,8 +241,8 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             "algorithm.overlong_buffer_tokens = 9: the buffer lies before the limit, rollout.max_new_tokens = 8",
         ),
         (
-            [PRETRAINING, "pretraining.dataset.kind=run"],
-            'pretraining.dataset.kind = "run": what a policy has sampled does not hold it near human text',
+            [PRETRAINING, "pretraining.datasets.0.kind=run"],
+            'pretraining.datasets.0.kind = "run": what a policy has sampled does not hold it near human text',
         ),
         (
             [MODEL_REWARD, PRETRAINING, "algorithm.kind=ppo", "algorithm.value_warmup_steps=1"],
@@ -287,9 +288,9 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
         (
             [
                 'algorithm={kind = "dpo"}',
-                'dataset={kind = "movie-reviews", content = "comparisons", split_seed = 1}',
+                'datasets=[{kind = "movie-reviews", content = "comparisons", split_seed = 1}]',
             ],
-            "dataset.split_seed = 1: with another seed than the prompts', held-out snippets would be learned",
+            "datasets.0.split_seed = 1: with another seed than the prompts', held-out snippets would be learned",
         ),
         (["algorithm.kind=ppo"], 'algorithm.kind = "ppo": the value model of ppo starts from a reward model'),
     ],
@@ -328,7 +329,7 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
         ),
         [MODEL_REWARD, "algorithm.kind=ppo", "algorithm.value_warmup_steps=1"],
         [MODEL_REWARD, "algorithm.kind=ppo", PRETRAINING],
-        ['dataset={kind = "run", path = "/run"}', "algorithm.kind=dpo"],
+        ['datasets=[{kind = "run", path = "/run"}]', "algorithm.kind=dpo"],
         ["reference.adapters_off=true", "learner.lora.rank=4"],
         ["kl.kl_target=6.0"],
         ["kl.controller=adaptive", "kl.kl_target=6.0"],
@@ -451,10 +452,14 @@ def test_any_recipe_round_trips_through_its_text(
 @given(recipe=recipes())
 @settings(max_examples=25, deadline=None)
 def test_every_override_lands(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Every key of a recipe, set one by one from the command line over an empty file."""
+    """Every key of a recipe, set one by one from the command line over a file with nothing but arrays."""
     path = tmp_path_factory.mktemp("overrides") / "recipe.toml"
-    rewards = ", ".join(f'{{kind = "{kind_of(type(reward))}"}}' for reward in recipe.rewards)
-    path.write_text(f"rewards = [{rewards}]\n")
+    arrays: dict[str, Sequence[Section]] = {"rewards": recipe.rewards, "datasets": recipe.datasets}
+    if recipe.pretraining:
+        arrays["pretraining.datasets"] = recipe.pretraining.datasets
+    for name, entries in arrays.items():
+        kinds = ", ".join(f'{{kind = "{kind_of(type(entry))}"}}' for entry in entries)
+        path.open("a").write(f"{name} = [{kinds}]\n")
     overrides = [f"{key}={toml_value(value)}" for key, value in leaves(recipe, "") if value is not None]
     overrides += [f"{key}=none" for key, value in leaves(recipe, "") if value is None]
     with patch("orchestration.recipe.contradictions", return_value=[]):

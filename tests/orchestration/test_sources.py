@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.prompts import PromptStream
 from actors.rollout import RolloutPool, WeightedReward
-from core.errors import UserError
 from core.messages import Completion, DemonstrationGroup, RolloutGroup
+from core.stream import SeededStream
 from orchestration.sources import DatasetGroups, SampledGroups
 from tests.fakes import (
     FakeSampler,
@@ -50,7 +49,7 @@ class Sampling:
         rewards = {"wins": WeightedReward(server=FakeScorer(reward), weight=1.0)}
         self.source = SampledGroups(
             RolloutPool([self.sampler], FakeScorer(flat_reference), rewards),
-            PromptStream(PROMPTS, seed=seed),
+            SeededStream([PROMPTS], seed=seed),
             group_size=group_size,
             max_resamples=max_resamples,
             seed=seed,
@@ -67,7 +66,7 @@ class Sampling:
 
 
 def prompt_at(place: int, *, seed: int = 0) -> str:
-    return PromptStream(PROMPTS, seed=seed)[place].text
+    return SeededStream([PROMPTS], seed=seed)[place].text
 
 
 def seeds_of(group: RolloutGroup) -> list[int]:
@@ -163,7 +162,7 @@ class Dataset:
             for k in range(size)
         ]
         pool = RolloutPool([self.sampler], self.reference, {})
-        self.source = DatasetGroups(pool, groups, seed=seed)
+        self.source = DatasetGroups(pool, [groups], seed=seed)
 
     def take(self, numbers: Sequence[int]) -> list[RolloutGroup]:
         async def one_by_one() -> list[RolloutGroup]:
@@ -220,7 +219,7 @@ def test_what_a_run_sampled_is_measured_from_the_present_reference() -> None:
     groups = [
         make_group(f"group-{k}", [make_rollout(make_completion(k), reference=[-9.0])]) for k in range(4)
     ]
-    source = DatasetGroups(RolloutPool([FakeSampler()], reference, {}), groups, seed=0)
+    source = DatasetGroups(RolloutPool([FakeSampler()], reference, {}), [groups], seed=0)
 
     async def all_of_them() -> list[RolloutGroup]:
         return list(await asyncio.gather(*(source.group(number) for number in range(8))))
@@ -232,8 +231,3 @@ def test_what_a_run_sampled_is_measured_from_the_present_reference() -> None:
         assert rollout.completion is groups[k].rollouts[0].completion
         assert rollout.score == groups[k].rollouts[0].score
         assert rollout.reference_logprobs_T[-1] == pytest.approx(math.log(0.5))
-
-
-def test_an_empty_dataset_is_refused() -> None:
-    with pytest.raises(UserError, match="^dataset: no group of it can be learned from$"):
-        Dataset(0)

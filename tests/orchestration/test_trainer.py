@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from actors.prompts import PromptStream
 from actors.rollout import RolloutPool, WeightedReward
 from core.errors import WorkerError
 from core.messages import RolloutGroup, SampleRequest
+from core.stream import SeededStream
 from orchestration.config import DeadlinesConfig
 from orchestration.sources import GroupSource, SampledGroups
 from orchestration.trainer import Trainer
@@ -99,7 +99,7 @@ class Loop:
             source=source
             or SampledGroups(
                 pool,
-                PromptStream(PROMPTS, seed=seed),
+                SeededStream([PROMPTS], seed=seed),
                 group_size=GROUP_SIZE,
                 max_resamples=0,
                 seed=seed,

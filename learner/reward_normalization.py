@@ -1,0 +1,61 @@
+"""The level of a reward model: what it gives, on average, to texts of the untrained policy.
+
+Scores are only learned up to a constant. Taking this one off makes them mean 0 where training starts, so that
+several rewards can be weighed against each other (InstructGPT, arXiv:2203.02155, sec. 3.5, shifts its reward
+model by a bias before RL).
+
+Dimension key: B prompts, T token positions, padded on the left.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from core.messages import Int32s
+from core.models import ScalarModel
+from core.packing import pack_row, plan_rows
+
+
+@torch.inference_mode()
+def mean_score_of_samples(
+    reward_model: ScalarModel,
+    policy_path: Path,
+    prompts: Sequence[Int32s],
+    *,
+    max_new_tokens: int,
+    token_budget: int,
+    seed: int,
+) -> float:
+    """One sample of each prompt, scored at its last token; the mean."""
+    policy = AutoModelForCausalLM.from_pretrained(policy_path, dtype=torch.float32).eval()
+    end = policy.config.eos_token_id
+    longest = max(len(prompt) for prompt in prompts)
+    token_ids_BT = torch.full((len(prompts), longest), end)
+    mask_BT = torch.zeros_like(token_ids_BT)
+    for line, prompt in enumerate(prompts):
+        token_ids_BT[line, longest - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
+        mask_BT[line, longest - len(prompt) :] = 1
+    decoding = GenerationConfig(
+        do_sample=True, top_k=0, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sampled_BT = policy.generate(token_ids_BT, attention_mask=mask_BT, generation_config=decoding)
+    texts = [
+        np.concatenate([prompt, _up_to_end(line[longest:].numpy().astype(np.int32), end)])
+        for prompt, line in zip(prompts, sampled_BT, strict=True)
+    ]
+    total = 0.0
+    for members in plan_rows([len(text) for text in texts], token_budget):
+        row = pack_row([(texts[member], np.zeros(len(texts[member]), dtype=bool)) for member in members])
+        total += float(reward_model.final_scores(row).double().sum())
+    return total / len(texts)
+
+
+def _up_to_end(token_ids: Int32s, end: int) -> Int32s:
+    """The tokens to the first end of text, itself included: what a rollout worker gives."""
+    ends = np.flatnonzero(token_ids == end)
+    return token_ids[: ends[0] + 1] if len(ends) else token_ids
