@@ -141,8 +141,9 @@ class RolloutConfig(Section):
     """Completions per prompt."""
     max_new_tokens: int = Field(default=24, ge=1)
     """Longest completion, in tokens."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature. The learner divides its logits by it too, so that ratios compare like with like."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature. The learner divides its logits by it too, so that ratios compare like with like.
+    0 is greedy decoding, to evaluate what is learned from datasets."""
     top_k: int | None = Field(default=None, ge=1)
     """Sample among the so many likeliest tokens, or among all."""
     top_p: float = Field(default=1.0, gt=0, le=1)

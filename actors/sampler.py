@@ -166,8 +166,10 @@ class Sampler:
         sample: CompletionOutput = output.outputs[0]
         prompt_ids, sampled_ids = request.prompt.token_ids, np.asarray(sample.token_ids, dtype=np.int32)
         assert sample.logprobs is not None
+        greedy = self._rollout.temperature == 0  # then each token is certain, whatever vLLM reports
         logprobs = [
-            _logprob(entry, token) for entry, token in zip(sample.logprobs, sample.token_ids, strict=True)
+            0.0 if greedy else _logprob(entry, token)
+            for entry, token in zip(sample.logprobs, sample.token_ids, strict=True)
         ]
         return Completion(
             request_id=request.request_id,

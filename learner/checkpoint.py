@@ -10,10 +10,10 @@ A checkpoint folder of the learner:
 import json
 import shutil
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from core.errors import UserError
+from learner.config import LoRAConfig
 from learner.engine import ZeroEngine
 from learner.learner import Learner
 from learner.lora import merged_parameters
@@ -44,17 +44,11 @@ def load(learner: Learner, folder: Path) -> None:
 
 def save_model(learner: Learner, folder: Path, *, tokenizer_from: Path, rank: int) -> None:
     """The policy as a Hugging Face checkpoint with its tokenizer, whole or not at all. All ranks must call."""
-    weights = {}
-    for name, parameter in merged_parameters(learner.policy, learner.lora):
-        if rank == 0:
-            weights[name] = parameter.to("cpu", copy=True)
-    if rank != 0:
-        return
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model = learner.policy.module.model
-    assert isinstance(model, torch.nn.Module)
-    model.save_pretrained(unfinished, state_dict=weights)  # type: ignore[operator]
+    save_network(learner.policy, learner.lora, learner.policy.module.model, unfinished, rank=rank)
+    if rank != 0:
+        return
     for file in tokenizer_from.iterdir():
         if file.name.startswith(
             ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "generation")
@@ -62,6 +56,18 @@ def save_model(learner: Learner, folder: Path, *, tokenizer_from: Path, rank: in
             shutil.copy2(file, unfinished / file.name)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def save_network(
+    engine: ZeroEngine, lora: LoRAConfig | None, network: Any, folder: Path, *, rank: int = 0
+) -> None:
+    """An engine's full weights, adapters added in, with the configuration of a Hugging Face model."""
+    weights = {}
+    for name, parameter in merged_parameters(engine, lora):
+        if rank == 0:
+            weights[name] = parameter.to("cpu", copy=True)
+    if rank == 0:
+        network.save_pretrained(folder, state_dict=weights)
 
 
 def _engines(learner: Learner) -> list[tuple[str, ZeroEngine]]:

@@ -40,6 +40,8 @@ class LearnerConfig(Section):
     """AdamW's weight decay."""
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient of a step."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout while learning from datasets: of what adapters see, or without adapters of the attention."""
     lora: LoRAConfig | None = None
     """Train adapters instead of all weights; the rollout workers get the merged weights."""
     token_budget: int = Field(default=1024, ge=1)
@@ -70,8 +72,23 @@ class KLConfig(Section):
     """Completions over which the adaptive coefficient changes by up to a fifth."""
 
 
+class RewardTuningConfig(Section):
+    """Train a reward model's backbone too, from where the head on frozen features left it."""
+
+    steps: int = Field(default=100, ge=1)
+    """Optimizer steps."""
+    rankings_per_step: int = Field(default=16, ge=1)
+    """Pairs, or rankings of several texts, of one step."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """At the first step; it falls linearly to 0."""
+    nll_coef: float = Field(default=0.0, ge=0)
+    """Weight of the preferred texts' mean negative log-likelihood, which regularises. arXiv:2406.10216."""
+    lora: LoRAConfig | None = LoRAConfig()
+    """Train adapters, which are merged at the end, or with "none" all weights."""
+
+
 class RewardModelConfig(Section):
-    """A reward model learned from human ratings: a linear head on a frozen, truncated backbone."""
+    """A reward model learned from human ratings: a linear head on a truncated backbone."""
 
     data: Literal["movie-reviews"] = "movie-reviews"
     """The ratings."""
@@ -98,6 +115,8 @@ class RewardModelConfig(Section):
     """Pairs whose mean ratings are closer than this are not used; rankings use all that differ."""
     l2: float = Field(default=1e-3, ge=0)
     """Weight of the squared norm of the head in the loss."""
+    tuning: RewardTuningConfig | None = None
+    """Then train the backbone as well; left out, it stays frozen."""
     normalize_on: int = Field(default=0, ge=0)
     """Shift the scores to mean 0 on one completion of so many prompts by the untrained policy; 0: do not."""
     token_budget: int = Field(default=1024, ge=1)

@@ -84,6 +84,11 @@ class ZeroEngine:
         # Without sharding or bfloat16 DeepSpeed would clip too, but not tell the norm: it would be taken twice.
         self._clips_itself = config.zero_stage == 0 and self._dtype == torch.float32
         self._gradient_clip = config.gradient_clip
+        self._drops = config.dropout > 0
+        if self._drops and config.lora is None:
+            for layer in module.modules():
+                if hasattr(layer, "attention_dropout"):
+                    setattr(layer, "attention_dropout", config.dropout)  # noqa: B010 (a plain number, not a module)
         if config.gradient_checkpointing:
             module.model.gradient_checkpointing_enable()  # type: ignore[union-attr,operator]
         module.train()  # from_pretrained leaves it in eval mode, where checkpointing silently does nothing
@@ -113,7 +118,9 @@ class ZeroEngine:
         return torch.device(self._engine.device)
 
     def __call__(self, *inputs: Any, **options: Any) -> torch.Tensor:
-        """Forward, recording what backward needs."""
+        """Forward, recording what backward needs. Nothing is dropped where nothing is learned."""
+        if self._drops:
+            self.module.train(torch.is_grad_enabled())
         output: torch.Tensor = self._engine(*inputs, **options)
         return output
 

@@ -20,13 +20,20 @@ WRAPPER = "model."
 """Prefix of parameter names that `core.models` adds to Hugging Face's."""
 
 
-def add_adapter(module: nn.Module, config: LoRAConfig) -> None:
+def add_adapter(module: nn.Module, config: LoRAConfig, *, dropout: float = 0.0) -> None:
     """Freeze the module's network and put an adapter beside each linear layer; a scalar head stays trained."""
     network = module.model
     assert isinstance(network, nn.Module)
     alpha: Any = config.alpha  # peft declares an int, and divides by the rank: a float is as good
     inject_adapter_in_model(
-        LoraConfig(r=config.rank, lora_alpha=alpha, target_modules="all-linear", bias="none"), network
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules="all-linear",
+            bias="none",
+        ),
+        network,
     )
     head = getattr(network, "score", None)
     if isinstance(head, nn.Module):

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,10 +66,13 @@ def train_reward_model(
     )
     write_backbone(model_path, folder, num_layers=config.num_layers)
     learned_from = text_features(folder, train, cut_copies=config.cut_copies, config=config, report=report)
-    measured_on = text_features(folder, heldout, cut_copies=1, config=config, report=report)
     head_F = fit_head(learned_from.features_SF, ratings_of(train)[learned_from.row_of_S], config)
     _write_head(folder, head_F, offset=0.0)
-    metrics = heldout_metrics(measured_on, heldout, head_F)
+    tuned = _tune(folder, train, config, report) if config.tuning else {}
+    head: Any = load_scalar_model(folder, "float32").model.score
+    head_F = head.weight.detach()[0]
+    measured_on = text_features(folder, heldout, cut_copies=1, config=config, report=report)
+    metrics = heldout_metrics(measured_on, heldout, head_F) | tuned
     if prompts:
         metrics["score_offset"] = mean_score_of_samples(
             load_scalar_model(folder, "float32").eval(),
@@ -178,6 +182,23 @@ def text_features(
     return TextFeatures(
         features_SF=torch.cat(parts).clone(), row_of_S=torch.tensor(of_row), is_cut_S=torch.tensor(cut)
     )
+
+
+def _tune(
+    folder: Path, rows: Sequence[RatedText], config: RewardModelConfig, report: Callable[[str], None]
+) -> dict[str, float]:
+    from learner.reward_tuning import tune  # DeepSpeed, for those who train the backbone
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    random = np.random.default_rng(config.split_seed)
+    texts: list[Int32s] = []
+    of_row: list[int] = []
+    for number, ids in enumerate(tokenizer([row.text for row in rows])["input_ids"]):
+        copies = config.cut_copies if len(ids) > MIN_CUT_TOKENS else 0
+        lengths = [len(ids), *random.integers(MIN_CUT_TOKENS, len(ids), size=copies).tolist()]
+        texts += [np.asarray(ids[:length], dtype=np.int32) for length in lengths]
+        of_row += [number] * len(lengths)
+    return tune(folder, texts, ratings_of(rows)[of_row], config, report=report)
 
 
 def _write_head(folder: Path, head_F: torch.Tensor, *, offset: float) -> None:

@@ -131,7 +131,7 @@ class LearnerWorker:
         from learner.lora import add_adapter  # heavy, see `start`
 
         if setup.config.lora is not None:
-            add_adapter(module, setup.config.lora)
+            add_adapter(module, setup.config.lora, dropout=setup.config.dropout)
         return ZeroEngine(module, setup.config, dtype=setup.model.dtype)
 
     def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from learner.algorithm_config import (
     SFTConfig,
 )
 from learner.config import KLConfig, LearnerConfig, RewardModelConfig
-from orchestration.config import PretrainingConfig
+from orchestration.config import PretrainingConfig, TrainerConfig
 from orchestration.contradiction import Contradiction
 
 
@@ -156,6 +156,34 @@ def _check_kl_controller(kl: KLConfig) -> Iterator[Contradiction]:
         )
 
 
+def _check_dropout(
+    algorithm: AlgorithmConfig, datasets: list[DatasetConfig], learner: LearnerConfig
+) -> Iterator[Contradiction]:
+    if learner.dropout > 0 and (isinstance(algorithm, PolicyGradientConfig) or not datasets):
+        yield Contradiction(
+            ("learner.dropout", "algorithm.kind"),
+            "the policy that learns from its own samples must be the one that sampled, not one with parts left out",
+            "set 0, or learn from [[datasets]]",
+        )
+
+
+def _check_greedy(
+    rollout: RolloutConfig, datasets: list[DatasetConfig], trainer: TrainerConfig
+) -> Iterator[Contradiction]:
+    if rollout.temperature == 0 and not datasets:
+        yield Contradiction(
+            ("rollout.temperature", "datasets"),
+            "greedy completions are certain and all the same, so nothing is learned from them",
+            "set 1.0, or learn from [[datasets]]",
+        )
+    if rollout.temperature == 0 and trainer.best_of > 1:
+        yield Contradiction(
+            ("trainer.best_of", "rollout.temperature"),
+            "greedy completions of a prompt are all the same, so none is the best",
+            "set 0, or rollout.temperature = 1.0",
+        )
+
+
 def _check_reference(reference: ReferenceConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
     if reference.adapters_off and learner.lora is None:
         yield Contradiction(
@@ -205,6 +233,8 @@ METHOD_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_pretraining,
     _check_kl_estimator,
     _check_kl_controller,
+    _check_dropout,
+    _check_greedy,
     _check_reference,
     _check_reward_model,
     _check_value_model,

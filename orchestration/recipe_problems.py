@@ -27,6 +27,8 @@ Tables = tuple[type[Section], ...]
 _TYPES: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _BOUNDS = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
 _CHOICES_PATTERN = re.compile(r"\^\((\w+(?:\|\w+)*)\)\$")
+MOST_PLACES = 2
+"""A key of this name elsewhere is what was meant, if it is in so few places; else a name that looks like it."""
 _LONGEST_VALUE = 60
 """Characters of a value that a message shows."""
 
@@ -165,7 +167,7 @@ def _suggest(key: Key, table: type[Section]) -> str:
         kind = toml_value(kind_of(elsewhere[same_place]))
         return f"set {dotted((*key[:-1], 'kind'))} = {kind}, which knows it, or remove it"
     close = difflib.get_close_matches(name, table.model_fields, n=1)
-    if close and len(elsewhere) != 1:
+    if close and not 1 <= len(elsewhere) <= MOST_PLACES:
         return f"did you mean {dotted((*key[:-1], close[0]))}?"
     if elsewhere:
         return f"did you mean {' or '.join(dotted(known) for known in elsewhere)}?"

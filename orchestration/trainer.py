@@ -86,9 +86,10 @@ class Trainer:
         queue = RolloutQueue(groups_per_step=self._prompts_per_step, max_lag=self._max_lag)
         producer = asyncio.create_task(self._start_rollouts(queue, start, stop))
         version = start
+        started = time.perf_counter()
         try:
             while version < stop and not self._stopping:
-                timing = {"started": time.perf_counter()}
+                timing = {"started": started}
                 self._observer.phase("rollout")
                 groups = await queue.take_step(deadline_s=self._deadlines.rollout_s)
                 timing["rollout_s"] = _lap(timing)
@@ -100,6 +101,7 @@ class Trainer:
                     self._observer.phase("push")
                     timing |= await self.push_weights()
                 timing["push_s"] = _lap(timing)
+                started = timing["started"]  # what follows runs beside the next step's rollouts
                 queue.release_step()
                 self._observer.step(version, groups, learning, timing)
                 await after_step(version)

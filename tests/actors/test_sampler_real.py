@@ -103,6 +103,12 @@ class Learner:
         logprobs_T[trained_T] = self.policy(pack_row([(token_ids_T, trained_T)]), decoding).numpy()
         return logprobs_T
 
+    @torch.no_grad()
+    def likeliest(self, completion: Completion) -> Any:
+        """The likeliest token at each place of a completion."""
+        row = pack_row([(completion.token_ids_T, completion.sampled_T)])
+        return self.policy(row, logits=True).argmax(1).numpy()
+
 
 @pytest.fixture(scope="module")
 def learner(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Learner:
@@ -231,6 +237,16 @@ def test_log_probs_account_for_what_is_cut_off(
     completions = sample(sampler, requests([3, 40, 7, 9]))
     assert largest_gap(learner, completions, decoding) < MAX_GAP
     assert largest_gap(learner, completions, decoding.untruncated) > 0.05
+
+
+def test_greedy_decoding_takes_the_likeliest_token_and_is_certain(
+    sampler: "Sampler", learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "_rollout", sampler._rollout.model_copy(update={"temperature": 0.0}))
+    for completion in sample(sampler, requests([3, 40])):
+        likeliest_T = learner.likeliest(completion)
+        assert np.array_equal(completion.token_ids_T[completion.sampled_T], likeliest_T)
+        assert not completion.behavior_logprobs_T.any()
 
 
 def test_a_stop_text_ends_a_completion(

@@ -116,7 +116,7 @@ class Rank:
         policy = load_policy(self.folder / "policy", "float32")
         if config.lora is not None:
             torch.manual_seed(0)
-            add_adapter(policy, config.lora)
+            add_adapter(policy, config.lora, dropout=config.dropout)
         engine = ZeroEngine(policy, config, dtype="float32")
         pretraining = None
         if pretraining_coef:
@@ -268,6 +268,22 @@ def base_as_reference(zero_stage: int) -> Scenario:
     return run
 
 
+def dropping_out(zero_stage: int, **keys: Any) -> Scenario:
+    """Losses of the same texts with and without a gradient: something is dropped where something is learned."""
+
+    def run(rank: Rank, name: str) -> None:
+        learner = rank.learner(zero_stage, METHODS["sft"][0], dropout=0.5, **keys)
+        learner.train_step(rank.groups(0))  # fresh adapters add nothing that could be dropped
+        text = rank.texts(1)[0]
+        row = pack_row([(text.token_ids_T, text.sampled_T)])
+        learning = [learner.policy(row).sum().item() for _ in range(2)]
+        with torch.no_grad():
+            looking = [learner.policy(row).sum().item() for _ in range(2)]
+        rank.write(name, learner, learning=learning, looking=looking)
+
+    return run
+
+
 def save_model(zero_stage: int) -> Scenario:
     """The trained policy in Hugging Face's format."""
 
@@ -365,6 +381,8 @@ SCENARIOS: dict[str, Scenario] = {
     **{f"resume-ppo-{stage}": resume(stage, PPO) for stage in range(4)},
     **{f"save-{stage}": save_model(stage) for stage in range(4)},
     **{f"base-{stage}": base_as_reference(stage) for stage in (0, 3)},
+    "dropout-attention": dropping_out(0),
+    "dropout-adapters": dropping_out(0, **LORA),
     **{f"nan-rloo-{poison}": poisoned(0, RLOO, poison) for poison in _POISONS},
     **{f"nan-ppo-{poison}": poisoned(0, PPO, poison) for poison in ("score", "gradient")},
     **{f"nan-zero2-{poison}": poisoned(2, RLOO, poison) for poison in ("behavior", "gradient")},

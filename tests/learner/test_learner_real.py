@@ -23,7 +23,7 @@ STAGES = (0, 1, 2, 3)
 ONE_RANK = (
     *(f"rloo-{stage}" for stage in STAGES),
     *("ppo-0", "ppo-2", "rloo-small-rows", "ppo-small-rows", "rloo-checkpointing", "rloo-minibatches"),
-    *("resume-ppo-0", "resume-rloo-2", "save-0", "base-0"),
+    *("resume-ppo-0", "resume-rloo-2", "save-0", "base-0", "dropout-attention", "dropout-adapters"),
     *(name for name in SCENARIOS if name.startswith("nan-")),
     *(f"{method}-{rest}" for method in METHODS for rest in ("0", "small-rows")),
 )
@@ -140,6 +140,13 @@ def test_with_adapters_off_the_policy_is_the_base_model_again(results: Path, nam
     found = facts(results, name)
     assert max(found["gaps"]) < 1e-5
     assert abs(found["trained_nll"] - found["untrained_nll"]) > 1e-4  # and with them on it is not
+
+
+@pytest.mark.parametrize("what", ["attention", "adapters"])
+def test_dropout_is_for_what_is_learned_from_alone(results: Path, what: str) -> None:
+    found = facts(results, f"dropout-{what}-world1")
+    assert found["looking"][0] == found["looking"][1]
+    assert found["learning"][0] != found["learning"][1]
 
 
 def test_how_rows_are_packed_does_not_change_the_value_model(results: Path) -> None:

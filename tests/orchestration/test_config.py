@@ -111,7 +111,10 @@ def test_relative_paths_start_where_they_were_written(
             "learner.learning_rat=1",
             "learner.learning_rat = 1: unknown key; did you mean learner.learning_rate?",
         ),
-        ("learning_rate=1", "learning_rate = 1: unknown key; did you mean learner.learning_rate?"),
+        (
+            "learning_rate=1",
+            "unknown key; did you mean reward_model.tuning.learning_rate or learner.learning_rate?",
+        ),
         ("lerner.world_size=2", "lerner = {world_size = 2}: unknown key; did you mean learner?"),
         ("kl.qqq=1", "kl.qqq = 1: unknown key; the keys of [kl] are kl_coef, placement, estimator,"),
         ("rewards.0.wieght=1", "rewards.0.wieght = 1: unknown key; did you mean rewards.0.weight?"),
@@ -249,6 +252,21 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             "algorithm.value_warmup_steps = 1: in the warm-up the policy makes no step",
         ),
         (["reference.adapters_off=true"], "reference.adapters_off = true: a learner without adapters"),
+        (
+            ["rollout.temperature=0"],
+            "rollout.temperature = 0.0: greedy completions are certain and all the same",
+        ),
+        (
+            ["algorithm.kind=sft", OWN_TEXTS, "rollout.temperature=0", "trainer.best_of=4"],
+            "trainer.best_of = 4: greedy completions of a prompt are all the same",
+        ),
+        *(
+            (
+                ["learner.dropout=0.1", *algorithm],
+                "learner.dropout = 0.1: the policy that learns from its own samples must be the one that sampled",
+            )
+            for algorithm in ([], ["algorithm.kind=dpo"])
+        ),
         (["kl.controller=adaptive"], "kl.kl_target is not set: the adaptive controller"),
         (
             ["kl.placement=loss"],
@@ -312,6 +330,7 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
         ),
         *([f"algorithm.kind={kind}", "rollout.group_size=2"] for kind in ("grpo", "dpo", "rpo", "rebel")),
         ["algorithm.kind=reinforce++", "rollout.group_size=1"],
+        ["algorithm.kind=sft", OWN_TEXTS, "rollout.temperature=0", "learner.dropout=0.1"],
         *(["algorithm.kind=sft", dataset] for dataset in (OWN_TEXTS, DEMONSTRATIONS, COMPARISONS)),
         ["algorithm.kind=sft", "algorithm.top_k=1"],
         ["algorithm.kind=dpo", "algorithm.variant=conservative", "algorithm.label_smoothing=0.1"],

@@ -1,0 +1,172 @@
+"""A reward model's whole network learned from rankings, from where the head on frozen features left it.
+
+    rankings of texts -> packed rows -> loss of the order, likelihood of the best -> ZeRO step
+
+The likelihood of the texts that people preferred holds the features near language, so that they generalise
+(arXiv:2406.10216, eq. 5). Its logits come from the input embedding, as in models that tie both.
+
+Dimension key: R rankings of a step or row, K texts of a ranking, S texts of a row, T token positions of a row,
+N tokens of a row whose likelihood counts, V vocabulary, F hidden size.
+"""
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from core.messages import Bools, Int32s
+from core.models import ScalarModel, hidden_states, load_scalar_model, logprobs_of
+from core.packing import PackedRow, pack_row, plan_rows
+from core.stream import SeededStream
+from learner.checkpoint import save_network
+from learner.config import LearnerConfig, RewardModelConfig, RewardTuningConfig
+from learner.engine import ZeroEngine, join_group, leave_group
+from learner.lora import add_adapter
+from learner.losses import bradley_terry_loss, k_wise_loss
+from learner.reward_head import draw_pairs, draw_rankings
+
+DEADLINE_S = 60
+REPORTED_STEPS = 10
+"""Losses of the first and of the last so many steps are reported."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rankings:
+    """Texts by number, best first where ranks say so."""
+
+    members_RK: Tensor
+    """[R, K] int64: which texts."""
+    ranks_RK: Tensor
+    """[R, K] int64: 0 is best; equal ranks are ties."""
+
+
+def tune(
+    folder: Path,
+    texts: Sequence[Int32s],
+    ratings_S: Tensor,
+    config: RewardModelConfig,
+    *,
+    report: Callable[[str], None],
+) -> dict[str, float]:
+    """Train the reward model in `folder` and write it back; losses of the first and the last steps.
+
+    Raises `UserError` if the ratings do not tell texts apart, `NonFiniteError` before weights break.
+    """
+    assert config.tuning is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    join_group(rank=0, world_size=1, address="127.0.0.1", port=port, deadline_s=DEADLINE_S)
+    try:
+        tuner = RewardTuner(folder, texts, ratings_S, config)
+        losses = [tuner.step(number) for number in range(config.tuning.steps)]
+        tuner.save(folder)
+    finally:
+        leave_group()
+    first, last = fmean(losses[:REPORTED_STEPS]), fmean(losses[-REPORTED_STEPS:])
+    report(f"backbone: {len(losses)} steps, loss {first:.3f} -> {last:.3f}")
+    return {"tuning_loss_first": first, "tuning_loss_last": last}
+
+
+class RankedTexts(ScalarModel):
+    """A reward model that also says how likely it finds some of the texts."""
+
+    def forward(self, row: PackedRow) -> Any:
+        """([S] scores at the last tokens, [N] log-probs in nats of the row's trained tokens)."""
+        hidden_TF = hidden_states(self.model, row)
+        head: Any = self.model.score
+        embedding_VF: Any = self.model.get_input_embeddings().weight
+        logits_NV = hidden_TF[row.predicting_N] @ embedding_VF.T
+        return head(hidden_TF[row.last_S]).float()[:, 0], logprobs_of(logits_NV.float(), row.target_ids_N)
+
+
+class RewardTuner:
+    """One rank, one network, rankings in a seeded order."""
+
+    def __init__(
+        self, folder: Path, texts: Sequence[Int32s], ratings_S: Tensor, config: RewardModelConfig
+    ) -> None:
+        assert config.tuning is not None
+        self._texts = texts
+        self._ratings_S = ratings_S
+        self._config = config
+        self._tuning: RewardTuningConfig = config.tuning
+        self._rankings = draw(ratings_S, config)
+        self._order = SeededStream([range(len(self._rankings.members_RK))], seed=config.split_seed)
+        module = RankedTexts(load_scalar_model(folder, "float32").model)
+        if self._tuning.lora is not None:
+            add_adapter(module, self._tuning.lora)
+        learner = LearnerConfig(learning_rate=self._tuning.learning_rate, lora=self._tuning.lora)
+        self._engine = ZeroEngine(module, learner, dtype="float32")
+
+    def step(self, number: int) -> float:
+        """One optimizer step on the next rankings; their mean loss."""
+        per_step = self._tuning.rankings_per_step
+        chosen = [self._order[position] for position in range(number * per_step, (number + 1) * per_step)]
+        rows = self._rows(chosen)
+        num_preferred = sum(int(mask.sum()) for _, mask in self._sequences(chosen))
+        loss = sum(self._accumulate(row, num_preferred, last=row is rows[-1]) for row in rows)
+        left = 1 - number / self._tuning.steps
+        self._engine.step(self._tuning.learning_rate * left)
+        return float(loss)
+
+    def save(self, folder: Path) -> None:
+        """Write the network, adapters added in, as the sequence classifier that it came from."""
+        network = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        save_network(self._engine, self._tuning.lora, network, folder)
+
+    def _rows(self, chosen: Sequence[int]) -> list[list[int]]:
+        """Which rankings share a packed row."""
+        lengths = [
+            sum(len(self._texts[text]) for text in self._rankings.members_RK[ranking].tolist())
+            for ranking in chosen
+        ]
+        return [[chosen[place] for place in row] for row in plan_rows(lengths, self._config.token_budget)]
+
+    def _sequences(self, rankings: Sequence[int]) -> list[tuple[Int32s, Bools]]:
+        """Texts of rankings, and the tokens whose likelihood counts: those of the best, but the first."""
+        members_RK, ranks_RK = self._rankings.members_RK[rankings], self._rankings.ranks_RK[rankings]
+        sequences = []
+        for text, rank in zip(members_RK.flatten().tolist(), ranks_RK.flatten().tolist(), strict=True):
+            ids = self._texts[text]
+            counts = self._tuning.nll_coef > 0 and rank == 0
+            sequences.append((ids, (np.arange(len(ids)) > 0) & counts))
+        return sequences
+
+    def _accumulate(self, rankings: list[int], num_preferred: int, *, last: bool) -> float:
+        """Forward and backward of one row; its share of the step's mean loss."""
+        outputs: Any = self._engine(pack_row(self._sequences(rankings)))
+        scores_S, logprobs_N = outputs
+        loss = self._order_loss(scores_S.view(len(rankings), -1), rankings)
+        if num_preferred:
+            loss = loss - self._tuning.nll_coef * logprobs_N.sum() / num_preferred
+        self._engine.backward(loss, last=last)
+        return float(loss)
+
+    def _order_loss(self, scores_RK: Tensor, rankings: list[int]) -> Tensor:
+        """Its mean is over the rankings of the step, not of the row."""
+        members_RK, ranks_RK = self._rankings.members_RK[rankings], self._rankings.ranks_RK[rankings]
+        normalizer = float(self._tuning.rankings_per_step)
+        if self._config.loss == "k-wise":
+            return k_wise_loss(scores_RK, ranks_RK, normalizer=normalizer)
+        margin_R = None
+        if self._config.loss == "margin":
+            ratings_RK = self._ratings_S[members_RK]
+            margin_R = self._config.margin_scale * (ratings_RK[:, 0] - ratings_RK[:, 1])
+        return bradley_terry_loss(scores_RK[:, 0], scores_RK[:, 1], margin=margin_R, normalizer=normalizer)
+
+
+def draw(ratings_S: Tensor, config: RewardModelConfig) -> Rankings:
+    """Pairs are rankings of two."""
+    if config.loss == "k-wise":
+        members_RK, ranks_RK = draw_rankings(ratings_S, config)
+        return Rankings(members_RK=members_RK, ranks_RK=ranks_RK)
+    members_R2 = torch.stack(draw_pairs(ratings_S, config), dim=1)
+    return Rankings(members_RK=members_R2, ranks_RK=torch.arange(2).expand_as(members_R2))

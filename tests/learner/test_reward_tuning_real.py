@@ -1,0 +1,89 @@
+"""A tiny reward model whose backbone is trained too, on DeepSpeed, in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.models import load_scalar_model
+from core.packing import pack_row
+from tests.tiny_models import build_tiny_scalar_model
+
+pytestmark = pytest.mark.real
+
+VOCABULARY, LIKED, DISLIKED = 60, 11, 12
+DEADLINE_S = 120
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import numpy as np, torch
+from learner.config import RewardModelConfig
+from learner.reward_tuning import tune
+for folder, config in json.loads(sys.argv[1]):
+    content = np.load(Path(folder) / "texts.npz")
+    texts, ratings_S = list(content["texts"]), torch.from_numpy(content["ratings"])
+    figures = tune(Path(folder), texts, ratings_S, RewardModelConfig(**config), report=print)
+    (Path(folder) / "figures.json").write_text(json.dumps(figures))
+"""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "adapters": {},
+    "all-weights": {"tuning": {"lora": None, "learning_rate": 2e-3}},
+    "margin": {"loss": "margin"},
+    "k-wise": {"loss": "k-wise", "tuning": {"rankings_per_step": 4}},
+    "likelihood": {"tuning": {"nll_coef": 0.01}},
+}
+
+
+def planted(count: int, *, seed: int) -> tuple[Any, Any]:
+    """Random texts; what people like about one is how often it says one word rather than another."""
+    random = np.random.default_rng(seed)
+    texts = random.integers(13, VOCABULARY, (count, 9)).astype(np.int32)
+    liked = random.integers(0, 5, count)
+    for text, number in zip(texts, liked, strict=True):
+        places = random.permutation(8)[:4]
+        text[places[:number]] = LIKED
+        text[places[number:]] = DISLIKED
+    return texts, liked.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all variants, trained one after another in one process."""
+    root = tmp_path_factory.mktemp("tuned")
+    jobs = []
+    for name, keys in VARIANTS.items():
+        build_tiny_scalar_model(root / name, vocabulary=VOCABULARY)
+        texts, ratings = planted(200, seed=0)
+        np.savez(root / name / "texts.npz", texts=texts, ratings=ratings)
+        tuning = {"steps": 60, "rankings_per_step": 8, "learning_rate": 5e-3} | keys.get("tuning", {})
+        jobs.append(
+            (str(root / name), {"num_pairs": 4000, "min_rating_difference": 1.0} | keys | {"tuning": tuning})
+        )
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(jobs)], capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return root
+
+
+@torch.no_grad()
+def accuracy(folder: Path) -> float:
+    """On texts that nothing was learned from: share of the pairs in the right order."""
+    model = load_scalar_model(folder, "float32").eval()
+    texts, ratings = planted(60, seed=1)
+    row = pack_row([(text, np.zeros(len(text), dtype=bool)) for text in texts])
+    scores = model.final_scores(row).numpy()
+    better = ratings[:, None] > ratings[None, :]
+    return float((scores[:, None] > scores[None, :])[better].mean())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_order_is_learned_and_written_back(tuned: Path, name: str) -> None:
+    figures = json.loads((tuned / name / "figures.json").read_text(encoding="utf-8"))
+    assert figures["tuning_loss_last"] < 0.7 * figures["tuning_loss_first"]
+    assert accuracy(tuned / name) > 0.8
