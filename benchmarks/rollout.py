@@ -26,7 +26,7 @@ from core.messages import Prompt, SampleRequest  # noqa: E402
 from orchestration.assets import resolve_model  # noqa: E402
 
 COMPLETIONS, PROMPT_TOKENS = 32, 5
-"""One step of the demo: 8 prompts, 4 completions of each."""
+"""A step of a method that compares completions: 8 prompts, 4 completions of each."""
 
 
 class Sides:

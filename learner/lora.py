@@ -76,6 +76,18 @@ def merged_shapes(engine: ZeroEngine) -> Iterator[tuple[str, tuple[int, ...], to
             yield plain_name(name), shape, dtype
 
 
+def frozen_names(engine: ZeroEngine) -> set[str]:
+    """Hugging Face names of the weights that training leaves as they are, so that they are written once."""
+    adapted = {name.split(".lora_")[0] for name, _, _ in engine.parameter_shapes() if _is_adapter(name)}
+    return {
+        plain_name(name)
+        for name, parameter in engine.module.named_parameters()
+        if not parameter.requires_grad
+        and not _is_adapter(name)
+        and name.removesuffix(".base_layer.weight") not in adapted
+    }
+
+
 def plain_name(name: str) -> str:
     """The name that the parameter has in the Hugging Face model without adapters."""
     return name.removeprefix(WRAPPER).replace(".base_layer.", ".")

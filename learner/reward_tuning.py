@@ -55,21 +55,33 @@ def tune(
     *,
     report: Callable[[str], None],
 ) -> dict[str, float]:
-    """Train the reward model in `folder` and write it back; losses of the first and the last steps.
-
-    Raises `UserError` if the ratings do not tell texts apart, `NonFiniteError` before weights break.
-    """
-    assert config.tuning is not None
+    """`tune_in_group`, by this process alone. Once in a process: DeepSpeed does not survive its group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     join_group(rank=0, world_size=1, address="127.0.0.1", port=port, deadline_s=DEADLINE_S)
     try:
-        tuner = RewardTuner(folder, texts, ratings_S, config)
-        losses = [tuner.step(number) for number in range(config.tuning.steps)]
-        tuner.save(folder)
+        return tune_in_group(folder, texts, ratings_S, config, report=report)
     finally:
         leave_group()
+
+
+def tune_in_group(
+    folder: Path,
+    texts: Sequence[Int32s],
+    ratings_S: Tensor,
+    config: RewardModelConfig,
+    *,
+    report: Callable[[str], None],
+) -> dict[str, float]:
+    """Train the reward model in `folder` and write it back; losses of the first and the last steps.
+
+    Raises `UserError` if the ratings do not tell texts apart, `NonFiniteError` before weights break.
+    """
+    assert config.tuning is not None
+    tuner = RewardTuner(folder, texts, ratings_S, config)
+    losses = [tuner.step(number) for number in range(config.tuning.steps)]
+    tuner.save(folder)
     first, last = fmean(losses[:REPORTED_STEPS]), fmean(losses[-REPORTED_STEPS:])
     report(f"backbone: {len(losses)} steps, loss {first:.3f} -> {last:.3f}")
     return {"tuning_loss_first": first, "tuning_loss_last": last}
@@ -115,7 +127,7 @@ class RewardTuner:
         loss = sum(self._accumulate(row, num_preferred, last=row is rows[-1]) for row in rows)
         left = 1 - number / self._tuning.steps
         self._engine.step(self._tuning.learning_rate * left)
-        return float(loss)
+        return loss
 
     def save(self, folder: Path) -> None:
         """Write the network, adapters added in, as the sequence classifier that it came from."""
@@ -148,7 +160,7 @@ class RewardTuner:
         if num_preferred:
             loss = loss - self._tuning.nll_coef * logprobs_N.sum() / num_preferred
         self._engine.backward(loss, last=last)
-        return float(loss)
+        return float(loss.detach())
 
     def _order_loss(self, scores_RK: Tensor, rankings: list[int]) -> Tensor:
         """Its mean is over the rankings of the step, not of the row."""

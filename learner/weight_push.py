@@ -19,7 +19,7 @@ from core.packing import pack_row
 from core.weights import TensorEntry, WeightManifest, digest, map_buffer, view_tensors
 from learner.engine import ZeroEngine
 from learner.learner import Learner
-from learner.lora import merged_parameters, merged_shapes
+from learner.lora import frozen_names, merged_parameters, merged_shapes
 
 SHARED_MEMORY = Path("/dev/shm")
 BUFFER_PREFIX = "leash-weights-"
@@ -47,6 +47,8 @@ class WeightPush:
         _remove_abandoned_buffers()
         self._layout = _layout(learner.policy)
         self._num_bytes = self._layout[-1].offset_bytes + _nbytes(self._layout[-1])
+        self._frozen = frozen_names(learner.policy)
+        self._digests: dict[str, str] = {}
         self._buffer: torch.Tensor | None = None
         self._scratch: torch.Tensor | None = None
 
@@ -85,8 +87,10 @@ class WeightPush:
         for entry, (_, parameter) in zip(self._layout, parameters, strict=True):
             if self._rank == 0:
                 view = views[entry.name]
-                view.copy_(parameter)
-                entries.append(replace(entry, digest=digest(view)))
+                if entry.name not in self._frozen or entry.name not in self._digests:
+                    view.copy_(parameter)
+                    self._digests[entry.name] = digest(view)
+                entries.append(replace(entry, digest=self._digests[entry.name]))
         return tuple(entries)
 
     def _score_probe(self) -> Any:

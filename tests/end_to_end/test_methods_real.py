@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestration.evaluation import load_samples
 from tests.end_to_end.leash_process import leash, records
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
@@ -119,19 +120,27 @@ def test_choosing_the_best_of_some_samples_is_a_bar_to_compare_with(grpo: Path) 
 
 
 def test_dpo_learns_offline_from_what_a_run_has_sampled(grpo: Path, recipe: Path, tmp_path: Path) -> None:
-    found = records(
-        finish(
-            tmp_path / "dpo",
-            recipe,
-            'algorithm={kind = "dpo"}',
-            f'datasets=[{{kind = "run", path = "{grpo}"}}]',
-            *("trainer.steps=4", "trainer.best_of=0", "rollout.top_p=1.0"),
-        )
+    folder = finish(
+        tmp_path / "dpo",
+        recipe,
+        'algorithm={kind = "dpo"}',
+        f'datasets=[{{kind = "run", path = "{grpo}"}}]',
+        *("trainer.steps=4", "trainer.best_of=0", "trainer.evaluate_every=2"),
+        *("rollout.top_p=1.0", "rollout.temperature=0"),
     )
+    found = records(folder)
     assert found[0]["policy_loss"] == pytest.approx(
         math.log(2), rel=1e-3
     )  # policy and reference are still one
     assert found[-1]["pair_margin_nats"] > found[0]["pair_margin_nats"] + 0.1
     assert all(record["pair_score_gap"] > 0 for record in found)
-    # Nobody samples from the new weights before the comparison at the end.
-    assert ["pack_s" in record for record in found] == [False, False, False, True]
+    # Nobody samples from the new weights but for the evaluations.
+    assert ["pack_s" in record for record in found] == [False, True, False, True]
+    evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    assert [evaluation["step"] for evaluation in evaluations] == [2, 4]
+    best = max(evaluations, key=lambda evaluation: float(evaluation["reward_mean"]))
+    assert summary_of(folder)["best_evaluation"] == best
+    assert (folder / "model-best" / "model.safetensors").is_file()
+    # Greedy completions are certain, so what they are from the reference is their improbability there.
+    after = load_samples(folder / "heldout-after.jsonl")
+    assert all(sample.kl_nats > 0 for sample in after)

@@ -14,24 +14,24 @@ from core.models import load_policy, load_scalar_model
 from core.packing import PackedRow, pack_row
 from learner.config import LoRAConfig
 from learner.engine import ZeroEngine
-from learner.lora import add_adapter, merged_parameters, merged_shapes
+from learner.lora import add_adapter, frozen_names, merged_parameters, merged_shapes
 
 LORA = LoRAConfig(rank=3, alpha=12.0)
 
 
 class UnshardedEngine:
-    """The two methods of `ZeroEngine` that merging needs, without DeepSpeed."""
+    """What merging needs of `ZeroEngine`, without DeepSpeed."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
+        self.module = module
 
     def full_parameters(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, parameter in self._module.named_parameters():
+        for name, parameter in self.module.named_parameters():
             if wanted(name):
                 yield name, parameter.detach()
 
     def parameter_shapes(self) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
-        for name, parameter in self._module.named_parameters():
+        for name, parameter in self.module.named_parameters():
             yield name, tuple(parameter.shape), parameter.dtype
 
 
@@ -112,3 +112,12 @@ def test_only_adapters_and_a_scalar_head_are_trained(folder: Path) -> None:
     assert all("lora_" in name for name in trained)
     assert value_model.model.score.weight.requires_grad
     assert not value_model.model.model.embed_tokens.weight.requires_grad
+
+
+def test_what_training_leaves_as_it_is_has_the_names_of_the_plain_model(folder: Path) -> None:
+    adapted, plain = load_policy(folder / "policy", "float32"), load_policy(folder / "policy", "float32")
+    assert frozen_names(cast(ZeroEngine, UnshardedEngine(plain))) == set()
+    add_adapter(adapted, LORA)
+    frozen = frozen_names(cast(ZeroEngine, UnshardedEngine(adapted)))
+    names = {name for name, _ in plain.model.named_parameters()}
+    assert frozen == {name for name in names if "norm" in name or "embed" in name}

@@ -1,6 +1,8 @@
 """A tiny reward model whose backbone is trained too, on DeepSpeed, in a process of its own."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,18 +19,21 @@ from tests.tiny_models import build_tiny_scalar_model
 pytestmark = pytest.mark.real
 
 VOCABULARY, LIKED, DISLIKED = 60, 11, 12
-DEADLINE_S = 120
+DEADLINE_S = 300
 PROGRAM = """
 import json, sys
 from pathlib import Path
 import numpy as np, torch
 from learner.config import RewardModelConfig
-from learner.reward_tuning import tune
+from learner.engine import join_group, leave_group
+from learner.reward_tuning import tune_in_group
+join_group(rank=0, world_size=1, address="127.0.0.1", port=int(sys.argv[2]), deadline_s=60)
 for folder, config in json.loads(sys.argv[1]):
     content = np.load(Path(folder) / "texts.npz")
     texts, ratings_S = list(content["texts"]), torch.from_numpy(content["ratings"])
-    figures = tune(Path(folder), texts, ratings_S, RewardModelConfig(**config), report=print)
+    figures = tune_in_group(Path(folder), texts, ratings_S, RewardModelConfig(**config), report=print)
     (Path(folder) / "figures.json").write_text(json.dumps(figures))
+leave_group()
 """
 VARIANTS: dict[str, dict[str, Any]] = {
     "adapters": {},
@@ -60,12 +65,19 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         build_tiny_scalar_model(root / name, vocabulary=VOCABULARY)
         texts, ratings = planted(200, seed=0)
         np.savez(root / name / "texts.npz", texts=texts, ratings=ratings)
-        tuning = {"steps": 60, "rankings_per_step": 8, "learning_rate": 5e-3} | keys.get("tuning", {})
+        tuning = {"steps": 40, "rankings_per_step": 8, "learning_rate": 5e-3} | keys.get("tuning", {})
         jobs.append(
             (str(root / name), {"num_pairs": 4000, "min_rating_difference": 1.0} | keys | {"tuning": tuning})
         )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(jobs)], capture_output=True, text=True, timeout=DEADLINE_S
+        [sys.executable, "-c", PROGRAM, json.dumps(jobs), str(port)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert process.returncode == 0, process.stderr[-3000:]
     return root
