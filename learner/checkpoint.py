@@ -45,7 +45,8 @@ def load(learner: Learner, folder: Path) -> None:
 def save_model(learner: Learner, folder: Path, *, tokenizer_from: Path, rank: int) -> None:
     """The policy as a Hugging Face checkpoint with its tokenizer, whole or not at all. All ranks must call."""
     unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    if rank == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
     save_network(learner.policy, learner.lora, learner.policy.module.model, unfinished, rank=rank)
     if rank != 0:
         return
