@@ -9,6 +9,7 @@ Dimension key: R rankings of a step or row, K texts of a ranking, S texts of a r
 N tokens of a row whose likelihood counts, V vocabulary, F hidden size.
 """
 
+import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,11 +60,14 @@ def tune(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    environment = dict(os.environ)
     join_group(rank=0, world_size=1, address="127.0.0.1", port=port, deadline_s=DEADLINE_S)
     try:
         return tune_in_group(folder, texts, ratings_S, config, report=report)
     finally:
         leave_group()
+        os.environ.clear()  # the group's ranks and addresses are not for the workers that come later
+        os.environ.update(environment)
 
 
 def tune_in_group(
