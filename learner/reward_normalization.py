@@ -31,21 +31,21 @@ def mean_score_of_samples(
 ) -> float:
     """One sample of each prompt, scored at its last token; the mean."""
     policy = AutoModelForCausalLM.from_pretrained(policy_path, dtype=torch.float32).eval()
-    end = policy.config.eos_token_id
+    ends = np.atleast_1d(policy.config.eos_token_id).tolist()  # some models have several
     longest = max(len(prompt) for prompt in prompts)
-    token_ids_BT = torch.full((len(prompts), longest), end)
+    token_ids_BT = torch.full((len(prompts), longest), ends[0])
     mask_BT = torch.zeros_like(token_ids_BT)
     for line, prompt in enumerate(prompts):
         token_ids_BT[line, longest - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
         mask_BT[line, longest - len(prompt) :] = 1
     decoding = GenerationConfig(
-        do_sample=True, top_k=0, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end
+        do_sample=True, top_k=0, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=ends[0]
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sampled_BT = policy.generate(token_ids_BT, attention_mask=mask_BT, generation_config=decoding)
     texts = [
-        np.concatenate([prompt, _up_to_end(line[longest:].numpy().astype(np.int32), end)])
+        np.concatenate([prompt, _up_to_end(line[longest:].numpy().astype(np.int32), ends)])
         for prompt, line in zip(prompts, sampled_BT, strict=True)
     ]
     total = 0.0
@@ -55,7 +55,7 @@ def mean_score_of_samples(
     return total / len(texts)
 
 
-def _up_to_end(token_ids: Int32s, end: int) -> Int32s:
+def _up_to_end(token_ids: Int32s, ends: list[int]) -> Int32s:
     """The tokens to the first end of text, itself included: what a rollout worker gives."""
-    ends = np.flatnonzero(token_ids == end)
-    return token_ids[: ends[0] + 1] if len(ends) else token_ids
+    places = np.flatnonzero(np.isin(token_ids, ends))
+    return token_ids[: places[0] + 1] if len(places) else token_ids

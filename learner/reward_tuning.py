@@ -11,7 +11,8 @@ N tokens of a row whose likelihood counts, V vocabulary, F hidden size.
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -48,29 +49,24 @@ class Rankings:
     """[R, K] int64: 0 is best; equal ranks are ties."""
 
 
-def tune(
-    folder: Path,
-    texts: Sequence[Int32s],
-    ratings_S: Tensor,
-    config: RewardModelConfig,
-    *,
-    report: Callable[[str], None],
-) -> dict[str, float]:
-    """`tune_in_group`, by this process alone. Once in a process: DeepSpeed does not survive its group."""
+@contextmanager
+def group_of_one() -> Iterator[None]:
+    """This process as a learner group by itself, which an engine needs. Once in a process: DeepSpeed does not
+    survive its group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = dict(os.environ)
     join_group(rank=0, world_size=1, address="127.0.0.1", port=port, deadline_s=DEADLINE_S)
     try:
-        return tune_in_group(folder, texts, ratings_S, config, report=report)
+        yield
     finally:
         leave_group()
         os.environ.clear()  # the group's ranks and addresses are not for the workers that come later
         os.environ.update(environment)
 
 
-def tune_in_group(
+def tune(
     folder: Path,
     texts: Sequence[Int32s],
     ratings_S: Tensor,
@@ -80,7 +76,8 @@ def tune_in_group(
 ) -> dict[str, float]:
     """Train the reward model in `folder` and write it back; losses of the first and the last steps.
 
-    Raises `UserError` if the ratings do not tell texts apart, `NonFiniteError` before weights break.
+    Within a learner group. Raises `UserError` if the ratings do not tell texts apart, `NonFiniteError` before
+    weights break.
     """
     assert config.tuning is not None
     tuner = RewardTuner(folder, texts, ratings_S, config)

@@ -84,6 +84,7 @@ class Loop:
         rollout_s: float = 1e6,
         delay_s: Callable[[SampleRequest], float] = heavy_tailed,
         source: GroupSource | None = None,
+        evaluate_every: int = 0,
     ) -> None:
         self.samplers = [
             FakeSampler(name, delay_s=delay_s, version=start) for name in ("rollout-0", "rollout-1")
@@ -109,6 +110,7 @@ class Loop:
             prompts_per_step=PROMPTS_PER_STEP,
             max_lag=max_lag,
             deadlines=DeadlinesConfig(rollout_s=rollout_s),
+            evaluate_every=evaluate_every,
         )
 
     def train(self, stop: int, after_step: Callable[[int], Awaitable[None]] | None = None) -> int:
@@ -173,6 +175,17 @@ def test_after_a_step_every_rollout_worker_has_its_weights() -> None:
 
     loop.train(4, look)
     assert held == [(version, [version, version]) for version in (1, 2, 3, 4)]
+
+
+def test_a_version_that_is_evaluated_reaches_the_workers_also_without_sampling() -> None:
+    loop = Loop(source=Texts(), evaluate_every=2)
+    held = []
+
+    async def look(version: int) -> None:
+        held.append([sampler.version for sampler in loop.samplers])
+
+    loop.train(5, look)
+    assert held == [[0, 0], [2, 2], [2, 2], [4, 4], [5, 5]]
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])
