@@ -166,6 +166,23 @@ class RolloutConfig(Section):
     """What each rollout worker asks of Ray."""
 
 
+class FaultsConfig(Section):
+    """What happens when a worker falls silent or dies. Whoever dies is replaced."""
+
+    max_retries: int = Field(default=2, ge=0)
+    """Times that work is given to another worker when one is lost on it."""
+    on_lost_group: Literal["drop", "stop"] = "drop"
+    """When a rollout group was lost with every worker that tried it: take another prompt, or end the run."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Failed starts in a row after which a worker is given up; the run ends when none of its kind is left."""
+    heartbeat_s: float = Field(default=5, gt=0)
+    """Seconds between two signs of life."""
+    silence_s: float = Field(default=60, gt=0)
+    """Seconds without an answer after which a worker gets nothing new, and after twice as many is replaced."""
+    drain_s: float = Field(default=120, gt=0)
+    """Seconds that a worker may take to finish before it leaves; the rest is done by others."""
+
+
 class ReferenceConfig(Section):
     """Reference scorers: the frozen policy that the KL is measured against."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
-from core.errors import WorkerError
+from core.errors import WorkerError, WorkerLost
 from core.messages import Completion, SampleRequest
 
 T = TypeVar("T")
@@ -22,6 +22,8 @@ class Engine(Protocol):
 
     def step(self) -> list[Completion]: ...
 
+    def abort(self, request_ids: Sequence[str]) -> None: ...
+
 
 class EngineLoop:
     """Steps an engine while it has work, and runs calls on it between two steps.
@@ -30,14 +32,15 @@ class EngineLoop:
     for completion in loop.sample(requests): ...      # in any thread, as they finish
     loop.call(lambda: sampler.pull_weights(manifest)) # in any thread, between two steps
 
-    Once the engine broke, everybody who waits hears why, and so does everybody who comes later.
+    Once the engine broke, everybody who waits hears why, in a `WorkerLost`, and so does everybody who comes later.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, on_broken: Callable[[], None] = lambda: None) -> None:
         self._engine = engine
+        self._on_broken = on_broken
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._streams: dict[str, queue.SimpleQueue[Completion | BaseException]] = {}
-        self._ended: BaseException | None = None
+        self._ended: WorkerError | None = None
         """Why nothing runs any more."""
         self._lock = threading.Lock()
         """Held to queue a call or to end, so that no call is queued after the end."""
@@ -62,9 +65,13 @@ class EngineLoop:
         future: Future[T] = Future()
         with self._lock:
             if self._ended is not None:
-                raise WorkerError(f"the engine no longer runs: {self._ended}") from self._ended
+                raise type(self._ended)(f"the engine no longer runs: {self._ended}") from self._ended
             self._calls.put((function, future))
         return future.result()
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Give up requests, of which some may have finished. Who still reads their stream meets a `WorkerError`."""
+        self.call(lambda: self._abort(request_ids))
 
     def close(self) -> None:
         """Stop after the step in progress."""
@@ -76,12 +83,21 @@ class EngineLoop:
             self._engine.submit(request)
             self._streams[request.request_id] = stream
 
+    def _abort(self, request_ids: Sequence[str]) -> None:
+        running = [name for name in request_ids if name in self._streams]
+        self._engine.abort(running)
+        for stream in {self._streams.pop(name) for name in running}:
+            stream.put(WorkerError("the requests were aborted"))
+
     def _run(self) -> None:
+        ended: WorkerError
         try:
             self._serve()
-            ended: BaseException = WorkerError("it was closed")
+            ended = WorkerError("it was closed")
         except BaseException as error:  # handed to everybody who waits or comes later
-            ended = error
+            ended = WorkerLost(f"the engine broke: {type(error).__name__}: {error}")
+            ended.__cause__ = error
+            self._on_broken()
         with self._lock:
             self._ended = ended
         for stream in set(self._streams.values()):

@@ -4,15 +4,20 @@
                (least busy)        |                                              |
                                    +--------> reward servers -----rewards---------+
 
+What a worker has not delivered when it dies is sampled on another one, with the same seeds.
+
 Knows no Ray: it is given handles, which are Ray workers in production and plain objects in tests.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from actors.fleet import Fleet
+from actors.slot import WorkerHandle
+from core.errors import RetriesExhausted, WorkerLost
 from core.messages import (
     Completion,
     Demonstration,
@@ -30,16 +35,13 @@ DATASET_REWARD = "dataset"
 """Source of the reward that a dataset's text brings along."""
 
 
-class SamplerHandle(Protocol):
+class SamplerHandle(WorkerHandle, Protocol):
     """A rollout worker: completions arrive as they finish.
 
     async for completion in handle.sample(requests): ...
     """
 
-    name: str
-    num_running: int
-
-    def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[Completion]: ...
+    def sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]: ...
 
     async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> Any: ...
 
@@ -63,13 +65,21 @@ class RolloutPool:
 
     def __init__(
         self,
-        samplers: Sequence[SamplerHandle],
+        samplers: Fleet[Any],
         reference: ScorerHandle,
         rewards: Mapping[str, WeightedReward],
+        *,
+        max_retries: int = 2,
+        push_s: float = 120,
     ) -> None:
-        self._samplers = list(samplers)
+        """`samplers`: handles of `SamplerHandle`'s kind. They serve after the first `push_weights`."""
+        self._samplers = samplers
+        self._samplers.admit = self._catch_up
         self._reference = reference
         self._rewards = dict(rewards)
+        self._max_retries = max_retries
+        self._push_s = push_s
+        self._manifest: WeightManifest | None = None
 
     async def roll_out(self, prompt: Prompt, *, group_id: str, seeds: Sequence[int]) -> RolloutGroup:
         """One completion for each seed, scored. Raises what a worker raised; nothing is scored as zero."""
@@ -77,10 +87,13 @@ class RolloutPool:
             SampleRequest(request_id=f"{group_id}-{index}", prompt=prompt, seed=seed)
             for index, seed in enumerate(seeds)
         ]
-        sampler = min(self._samplers, key=lambda candidate: candidate.num_running)
         scoring: dict[str, asyncio.Task[Rollout]] = {}
-        async with _first_error(), asyncio.TaskGroup() as tasks:
-            async for completion in sampler.sample(requests):
+        async with (
+            _first_error(),
+            asyncio.TaskGroup() as tasks,
+            aclosing(self._sample(requests)) as completions,
+        ):
+            async for completion in completions:
                 scoring[completion.request_id] = tasks.create_task(self._scored(completion))
         return RolloutGroup(
             group_id=group_id, rollouts=tuple(scoring[request.request_id].result() for request in requests)
@@ -119,10 +132,44 @@ class RolloutPool:
         """The weighted sum that the policy is trained on."""
         return sum(self._rewards[name].weight * value for name, value in rewards.items())
 
-    async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> list[Any]:
-        """Every rollout worker takes and verifies the new version; their reports."""
-        pulls = (sampler.pull_weights(manifest, deadline_s=deadline_s) for sampler in self._samplers)
-        return list(await asyncio.gather(*pulls))
+    async def push_weights(
+        self, pack: Callable[[], Awaitable[tuple[WeightManifest, dict[str, float]]]]
+    ) -> tuple[dict[str, float], list[Any]]:
+        """Every rollout worker takes and verifies the weights that `pack` lays out; its timing, and their reports.
+
+        Who fails is replaced, and catches up before it serves."""
+        async with self._samplers.admission:  # nobody reads the old weights while they are overwritten
+            self._manifest, timing = await pack()
+            return timing, await self._samplers.refit(self._pull)
+
+    async def _pull(self, sampler: SamplerHandle) -> Any:
+        assert self._manifest is not None
+        return await sampler.pull_weights(self._manifest, deadline_s=self._push_s)
+
+    async def _catch_up(self, sampler: SamplerHandle) -> bool:
+        """A worker that was not there when the present weights were pushed. False before the first push."""
+        if self._manifest is not None:
+            await self._pull(sampler)
+        return self._manifest is not None
+
+    async def _sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
+        """A completion for each request, from whoever lives. Raises `RetriesExhausted`."""
+        missing = {request.request_id: request for request in requests}
+        for _ in range(self._max_retries + 1):
+            try:
+                async with (
+                    self._samplers.use(load=len(missing)) as sampler,
+                    aclosing(sampler.sample(list(missing.values()))) as stream,
+                ):
+                    async for completion in stream:
+                        del missing[completion.request_id]
+                        yield completion
+                return
+            except WorkerLost as error:
+                lost = error
+        raise RetriesExhausted(
+            f"{next(iter(missing))}: {self._max_retries + 1} rollout workers were lost on it; the last: {lost}"
+        )
 
     async def _scored(self, completion: Completion) -> Rollout:
         async with _first_error(), asyncio.TaskGroup() as tasks:

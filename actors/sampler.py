@@ -6,7 +6,7 @@ Dimension key: T token positions of one sequence (prompt, then completion).
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,14 @@ class Sampler:
         if self._engine.has_unfinished_requests():
             finished += [self._completion(output) for output in self._decode() if output.finished]
         return finished
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Give up requests, running or just finished."""
+        self._engine.abort_request(list(request_ids))
+        for request_id in request_ids:
+            self._requests.pop(request_id, None)
+        kept = [done for done in self._finished_during_pull if done.request_id not in request_ids]
+        self._finished_during_pull = kept
 
     def pull_weights(self, manifest: WeightManifest) -> PullReport:
         """Take new weights and prove that they arrived. Raises `WorkerError` if they did not.

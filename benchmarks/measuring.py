@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from actors.config import RolloutConfig
-from actors.worker import _engine_environment
+from actors.handles import _engine_environment
 from core.config import Resources
 from core.remote import actor_options
 

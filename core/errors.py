@@ -9,5 +9,21 @@ class WorkerError(RuntimeError):
     """Another process failed or did not answer in time. The message names it; the command exits with 1."""
 
 
+class WorkerLost(WorkerError):
+    """Another process died, or was silent for too long: it has to be replaced. The message names it."""
+
+
+class LearnerLost(WorkerLost):
+    """A rank of the learner died or was silent, and with it the group: it goes on from the last checkpoint."""
+
+
+class RetriesExhausted(WorkerError):
+    """One worker after another was lost on the same piece of work."""
+
+
+class NoWorkerLeft(WorkerError):
+    """No worker of a kind will serve any more."""
+
+
 class NonFiniteError(WorkerError):
     """A loss, gradient or weight is NaN or infinite. Raised before the weights change."""

@@ -64,10 +64,11 @@ _DECLARED = (
     Metric("leash_pair_score_gap", "gauge", "", "Score of the chosen completion less the rejected one's"),
     Metric("leash_num_updates", "gauge", "", "Optimizer updates of the step"),
     Metric(
-        "leash_groups_resampled",
-        "gauge",
+        "leash_groups_discarded_total",
+        "counter",
         "",
-        "Groups replaced so far, for completions that all scored the same",
+        "Rollout groups replaced by another prompt's, by reason: no spread of the scores, workers lost",
+        ("reason",),
     ),
     Metric("leash_value_loss", "gauge", "", "Loss of the value model"),
     Metric("leash_explained_variance", "gauge", "", "1 - Var(returns - values) / Var(returns), at most 1"),
@@ -95,6 +96,9 @@ _DECLARED = (
     Metric(
         "leash_tokens_total", "counter", "tokens", "Tokens trained on, by kind: prompt, completion", ("kind",)
     ),
+    # Who is there.
+    Metric("leash_workers", "gauge", "", "Workers by kind and state: serving, stale, ...", ("kind", "state")),
+    Metric("leash_worker_restarts_total", "counter", "", "Workers that died and were replaced", ("kind",)),
     # Time and space.
     Metric("leash_step_seconds", "gauge", "seconds", "The whole of the last step"),
     Metric("leash_phase_seconds", "histogram", "seconds", "What the loop waited for, by phase", ("phase",)),

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from core.config import Resources
-from core.errors import WorkerError
+from core.errors import WorkerLost
 
 T = TypeVar("T")
 
@@ -27,21 +27,19 @@ region costs a tenth of a learner's step and a quarter of a short forward pass (
 async def answer(reference: Awaitable[T], *, who: str, what: str, deadline_s: float) -> T:
     """The result of a remote call.
 
-    Raises the error that the worker raised (`UserError` stays one), or `WorkerError` if the worker died
+    Raises the error that the worker raised (`UserError` stays one), or `WorkerLost` if the worker died
     or did not answer within the deadline.
     """
     try:
-        return await asyncio.wait_for(asyncio.ensure_future(_as_coroutine(reference)), deadline_s)
+        async with asyncio.timeout(deadline_s):  # wait_for may swallow a cancellation
+            return await reference
     except TimeoutError:
-        raise WorkerError(f"{who} did not answer within {deadline_s:g} s ({what})") from None
+        raise WorkerLost(f"{who} did not answer within {deadline_s:g} s ({what})") from None
     except RayTaskError as error:
         raise error.cause from error
-    except RayActorError as error:
-        raise WorkerError(f"{who} died ({what}): {error}") from error
-
-
-async def _as_coroutine(reference: Awaitable[T]) -> T:
-    return await reference
+    except RayError as error:  # of its process, its node, or a result that went with them
+        reason = str(error).partition("\n")[0]  # Ray goes on with advice
+        raise WorkerLost(f"{who} died ({what}): {reason}") from error
 
 
 def actor_options(resources: Resources, environment: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -1,6 +1,5 @@
-"""The learner at Ray's edge: one Ray actor a rank, and the group of them as one object."""
+"""What runs in the learner's processes: one rank each. The driver's end of them is `learner/group.py`."""
 
-import asyncio
 import os
 import socket
 import time
@@ -9,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from core.config import ModelConfig
 from core.decoding import Decoding
-from core.errors import UserError
 from core.messages import Completion, Demonstration, Float32s, Int32s, RolloutGroup
-from core.remote import actor_options, answer, node_address, own_memory_bytes
+from core.remote import node_address, own_memory_bytes
 from core.stream import SeededStream
 from core.weights import WeightManifest
 from learner.algorithm_config import AlgorithmConfig, PPOConfig
@@ -174,99 +170,3 @@ class LearnerWorker:
 
         self._push.close()
         leave_group()
-
-
-class LearnerGroup:
-    """All ranks as one learner. Every call goes to every rank, because ZeRO's collectives need them all."""
-
-    def __init__(self, actors: Sequence[Any], *, learn_s: float, push_s: float) -> None:
-        self._actors = actors
-        self._learn_s = learn_s
-        self._push_s = push_s
-
-    @classmethod
-    def create(
-        cls, setup: LearnerSetup, scheduling: Sequence[Any], *, learn_s: float, push_s: float
-    ) -> "LearnerGroup":
-        """Ask Ray for the ranks' processes, one at each scheduling place."""
-        options = actor_options(setup.config.resources, {"LOCAL_SIZE": str(setup.config.world_size)})
-        remote_class = ray.remote(LearnerWorker)
-        actors = [
-            remote_class.options(**options, name=None, scheduling_strategy=place).remote(rank)
-            for rank, place in enumerate(scheduling)
-        ]
-        return cls(actors, learn_s=learn_s, push_s=push_s)
-
-    async def start(self, setup: LearnerSetup) -> None:
-        """Load the networks on every rank. Raises `UserError` or `WorkerError`, naming the rank."""
-        address, port = await answer(
-            self._actors[0].rendezvous.remote(),
-            who="learner rank 0",
-            what="starting",
-            deadline_s=setup.deadline_s,
-        )
-        await self._all("start", setup, address, port, what="starting", deadline_s=setup.deadline_s)
-
-    async def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """One optimizer phase; metrics, the same from every rank."""
-        reference = ray.put(list(groups))
-        metrics = await self._all("train_step", reference, what="learning", deadline_s=self._learn_s)
-        first: dict[str, float] = metrics[0]
-        return first
-
-    async def pack_weights(self) -> tuple[WeightManifest, dict[str, float]]:
-        """Lay the present weights out for the rollout workers."""
-        answers = await self._all("pack_weights", what="packing weights", deadline_s=self._push_s)
-        manifest, timing = answers[0]
-        assert manifest is not None
-        return manifest, timing
-
-    async def reference_logprobs(self, texts: Sequence[Completion | Demonstration]) -> list[Float32s]:
-        """Log-probs of texts under the base below the adapters."""
-        answers = await self._all(
-            "reference_logprobs", ray.put(list(texts)), what="scoring as reference", deadline_s=self._learn_s
-        )
-        logprobs: list[Float32s] = answers[0]
-        return logprobs
-
-    async def mean_nll(self, texts: Sequence[Demonstration]) -> float:
-        """Mean negative log-likelihood of texts under the present policy, in nats a token."""
-        answers = await self._all(
-            "mean_nll", list(texts), what="scoring held-out texts", deadline_s=self._learn_s
-        )
-        return float(answers[0])
-
-    async def save(self, folder: Path) -> None:
-        await self._all("save", folder, what="saving", deadline_s=self._learn_s)
-
-    async def load(self, folder: Path) -> int:
-        versions = await self._all("load", folder, what="loading a checkpoint", deadline_s=self._learn_s)
-        if len(set(versions)) != 1:
-            raise UserError(
-                f"{folder}: its ranks are at different versions {versions}; use an older checkpoint"
-            )
-        return int(versions[0])
-
-    async def save_model(self, folder: Path) -> None:
-        await self._all("save_model", folder, what="saving the model", deadline_s=self._learn_s)
-
-    async def memory_bytes(self) -> dict[str, int]:
-        """Resident bytes of each rank."""
-        sizes = await self._all("memory_bytes", what="measuring memory", deadline_s=60)
-        return {f"learner-{rank}": size for rank, size in enumerate(sizes)}
-
-    async def close(self) -> None:
-        await self._all("close", what="closing", deadline_s=30)
-
-    async def _all(self, method: str, *arguments: Any, what: str, deadline_s: float) -> list[Any]:
-        """Call every rank and wait for all; the first error ends the wait."""
-        calls = [
-            answer(
-                getattr(actor, method).remote(*arguments),
-                who=f"learner rank {rank}",
-                what=what,
-                deadline_s=deadline_s,
-            )
-            for rank, actor in enumerate(self._actors)
-        ]
-        return list(await asyncio.gather(*calls))

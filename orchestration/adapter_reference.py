@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from core.messages import Completion, Demonstration, Float32s
-from learner.worker import LearnerGroup
+from learner.group import LearnerGroup
 
 Text = Completion | Demonstration
 

@@ -4,25 +4,33 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import RewardModelReward
 from actors.decoding import decoding_of
+from actors.fleet import Fleet
+from actors.handles import RolloutHandle, ScorerFleet, ScorerHandle
 from actors.rollout import RolloutPool, WeightedReward
-from actors.worker import ActorSetup, RolloutHandle, ScorerPool
+from actors.worker import ActorSetup
 from core.config import Resources
 from core.errors import UserError, WorkerError
 from core.remote import answer
 from learner.algorithm_config import PPOConfig
-from learner.worker import LearnerGroup, LearnerSetup
+from learner.group import LearnerGroup
+from learner.worker import LearnerSetup
 from orchestration.adapter_reference import AdapterReference
 from orchestration.config import Recipe
 from orchestration.inputs import RunInputs
@@ -52,18 +60,19 @@ class Workers:
 
     learner: LearnerGroup
     pool: RolloutPool
-    rollout: list[RolloutHandle]
-    scorers: list[ScorerPool]
+    fleets: dict[str, Fleet[Any]]
+    """Workers that may come and go, by kind: rollout, reference, reward-NAME."""
 
     async def memory_bytes(self) -> dict[str, int]:
         """Memory of every worker process, without what it shares with others."""
-        scorers = await asyncio.gather(*(scorer.memory_bytes() for scorer in self.scorers))
-        rollout = await asyncio.gather(*(worker.memory_bytes() for worker in self.rollout))
         sizes = await self.learner.memory_bytes()
-        sizes |= {worker.name: size for worker, size in zip(self.rollout, rollout, strict=True)}
-        for scorer in scorers:
-            sizes |= scorer
+        for fleet in self.fleets.values():
+            sizes |= await fleet.memory_bytes()
         return sizes
+
+    async def close(self) -> None:
+        """End every worker that is not the learner's."""
+        await asyncio.gather(*(fleet.close() for fleet in self.fleets.values()))
 
 
 def workers_of(recipe: Recipe) -> list[Worker]:
@@ -107,16 +116,23 @@ def joined(address: str | None) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def started(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[Workers]:
-    """All workers, up and loaded. They end with the context.
+async def started(
+    recipe: Recipe, inputs: RunInputs, on_event: Callable[[str, str], None]
+) -> AsyncIterator[Workers]:
+    """All workers, up and loaded. They end with the context. `on_event` hears of those who come, die and go.
 
     Raises `UserError` if the cluster is too small, `WorkerError` naming the worker that does not come up.
     """
     plan = workers_of(recipe)
-    group = await _reserve(plan, recipe.deadlines.start_s)
-    places = {worker.name: _place(group, index) for index, worker in enumerate(plan)}
+    _require_room(plan)
+    ranks = [worker for worker in plan if worker.name.startswith("learner-")]
+    group = await _reserve(ranks, recipe.deadlines.start_s)
+    workers = _launch(recipe, group, inputs, on_event)
     try:
-        workers = await _start(recipe, places, inputs)
+        await _all_up(
+            workers.learner.start(),
+            *(fleet.start(_size(recipe, kind)) for kind, fleet in workers.fleets.items()),
+        )
         try:
             yield workers
         except BaseException:
@@ -126,12 +142,12 @@ async def started(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[Workers]:
             raise
         await workers.learner.close()
     finally:
+        await workers.close()
         remove_placement_group(group)
 
 
-async def _reserve(plan: list[Worker], deadline_s: float) -> PlacementGroup:
-    """One placement group for all: either every worker has its place, or none starts. On one node, because
-    weights move through its shared memory."""
+def _require_room(plan: list[Worker]) -> None:
+    """Raises `UserError` if the whole cluster, were it idle, could not hold the workers."""
     wanted: Counter[str] = Counter()
     for worker in plan:
         wanted.update(worker.bundle)
@@ -144,24 +160,66 @@ async def _reserve(plan: list[Worker], deadline_s: float) -> PlacementGroup:
             f"the recipe asks Ray for {need}, but the cluster has {have}. Lower the workers or their "
             "resources, or add nodes."
         )
-    group: PlacementGroup = placement_group([worker.bundle for worker in plan], strategy="STRICT_PACK")
+
+
+async def _reserve(ranks: list[Worker], deadline_s: float) -> PlacementGroup:
+    """A placement group for the learner: either every rank has its place, or none starts. On one node, because
+    weights move through its shared memory. The other workers come and go, so each asks Ray for itself."""
+    group: PlacementGroup = placement_group([rank.bundle for rank in ranks], strategy="STRICT_PACK")
     try:
-        await answer(group.ready(), who="Ray", what="placing the workers", deadline_s=deadline_s)
+        await answer(group.ready(), who="Ray", what="placing the learner", deadline_s=deadline_s)
     except WorkerError as error:
         remove_placement_group(group)
-        available = ray.available_resources()  # type: ignore[no-untyped-call]
-        free = {name: available.get(name, 0.0) for name in wanted}
-        raise WorkerError(f"{error}: asked for {dict(wanted)}, free are {free}") from error
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
+        raise WorkerError(f"{error}: asked for {[rank.bundle for rank in ranks]}, free are {free}") from error
     return group
 
 
-async def _start(recipe: Recipe, places: dict[str, Any], inputs: RunInputs) -> Workers:
+def _launch(
+    recipe: Recipe, group: PlacementGroup, inputs: RunInputs, on_event: Callable[[str, str], None]
+) -> Workers:
+    """The learner's processes on their way, and fleets that have no workers yet."""
     deadlines, reward_paths = recipe.deadlines, inputs.reward_paths
     setup = ActorSetup(model_path=inputs.model_path, model=recipe.model, rollout=recipe.rollout)
-    learner_setup = LearnerSetup(
+    learner = LearnerGroup(
+        _learner_setup(recipe, inputs),
+        [_place(group, rank) for rank in range(recipe.learner.world_size)],
+        learn_s=deadlines.learn_s,
+        push_s=deadlines.push_s,
+    )
+    faults: dict[str, Any] = {"faults": recipe.faults, "start_s": deadlines.start_s, "on_event": on_event}
+
+    def launch_rollout(name: str) -> RolloutHandle:
+        return RolloutHandle(name, setup, near_node=_node_of(group), deadline_s=deadlines.rollout_s)
+
+    def launch_scorer(kind: str, config: Any) -> Callable[[str], ScorerHandle]:
+        path = reward_paths.get(kind)
+        return lambda name: ScorerHandle(name, setup, config, path, deadline_s=deadlines.rollout_s)
+
+    rollout = Fleet("rollout", launch_rollout, **faults)
+    scorers = {
+        kind: ScorerFleet(kind, launch_scorer(kind, config), **faults)
+        for kind, config in _scorer_configs(recipe).items()
+    }
+    rewards = {
+        reward.name: WeightedReward(server=scorers[f"reward-{reward.name}"], weight=reward.weight)
+        for reward in recipe.rewards
+    }
+    pool = RolloutPool(
+        rollout,
+        AdapterReference(learner) if recipe.reference.adapters_off else scorers["reference"],
+        rewards,
+        max_retries=recipe.faults.max_retries,
+        push_s=deadlines.push_s,
+    )
+    return Workers(learner=learner, pool=pool, fleets={"rollout": rollout, **scorers})
+
+
+def _learner_setup(recipe: Recipe, inputs: RunInputs) -> LearnerSetup:
+    return LearnerSetup(
         model_path=inputs.model_path,
         model=recipe.model,
-        value_model_path=_value_model_path(recipe, reward_paths),
+        value_model_path=_value_model_path(recipe, inputs.reward_paths),
         config=recipe.learner,
         algorithm=recipe.algorithm,
         kl=recipe.kl,
@@ -172,41 +230,8 @@ async def _start(recipe: Recipe, places: dict[str, Any], inputs: RunInputs) -> W
         num_steps=recipe.trainer.steps,
         probe_token_ids_T=inputs.probe_token_ids(recipe.model.max_model_len),
         max_probe_gap=recipe.weight_push.max_probe_gap,
-        deadline_s=deadlines.start_s,
+        deadline_s=recipe.deadlines.start_s,
     )
-    learner = LearnerGroup.create(
-        learner_setup,
-        [places[f"learner-{rank}"] for rank in range(recipe.learner.world_size)],
-        learn_s=deadlines.learn_s,
-        push_s=deadlines.push_s,
-    )
-    rollout = [
-        RolloutHandle(f"rollout-{i}", setup, places[f"rollout-{i}"], deadline_s=deadlines.rollout_s)
-        for i in range(recipe.rollout.workers)
-    ]
-    scorers = {
-        name: ScorerPool(
-            name,
-            setup,
-            config,
-            reward_paths.get(name),
-            [places[f"{name}-{i}"] for i in range(config.replicas)],
-            deadline_s=deadlines.rollout_s,
-        )
-        for name, config in _scorer_configs(recipe).items()
-    }
-    await _all_up(
-        learner.start(learner_setup),
-        *(worker.ready(deadlines.start_s) for worker in rollout),
-        *(scorer.ready(deadlines.start_s) for scorer in scorers.values()),
-    )
-    rewards = {
-        reward.name: WeightedReward(server=scorers[f"reward-{reward.name}"], weight=reward.weight)
-        for reward in recipe.rewards
-    }
-    reference = AdapterReference(learner) if recipe.reference.adapters_off else scorers["reference"]
-    pool = RolloutPool(rollout, reference, rewards)
-    return Workers(learner=learner, pool=pool, rollout=rollout, scorers=list(scorers.values()))
 
 
 async def _all_up(*starts: Coroutine[Any, Any, None]) -> None:
@@ -243,5 +268,17 @@ def _value_model_path(recipe: Recipe, reward_paths: dict[str, Path]) -> Path | N
     return reward_paths[f"reward-{max(models, key=lambda reward: reward.weight).name}"]
 
 
+def _size(recipe: Recipe, kind: str) -> int:
+    """Workers of a kind that the recipe starts with."""
+    return sum(worker.name.rpartition("-")[0] == kind for worker in workers_of(recipe))
+
+
 def _place(group: PlacementGroup, index: int) -> PlacementGroupSchedulingStrategy:
     return PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=index)
+
+
+def _node_of(group: PlacementGroup) -> str:
+    """Ray's id of the node that the learner's first rank is on."""
+    table = placement_group_table(group)
+    node: str = table["bundles_to_node_id"][0]
+    return node

@@ -6,7 +6,14 @@ file into a `Recipe` and reports what both find.
 
 from pydantic import Field
 
-from actors.config import DatasetConfig, PromptsConfig, ReferenceConfig, RewardConfig, RolloutConfig
+from actors.config import (
+    DatasetConfig,
+    FaultsConfig,
+    PromptsConfig,
+    ReferenceConfig,
+    RewardConfig,
+    RolloutConfig,
+)
 from core.config import ModelConfig, Section
 from learner.algorithm_config import AlgorithmConfig
 from learner.config import KLConfig, LearnerConfig, RewardModelConfig
@@ -93,3 +100,4 @@ class Recipe(Section):
     weight_push: WeightPushConfig = WeightPushConfig()
     metrics: MetricsConfig = MetricsConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
+    faults: FaultsConfig = FaultsConfig()

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError
+from core.errors import LearnerLost, UserError
 from core.messages import Rollout
 from core.remote import own_memory_bytes
 from core.stream import SeededStream
@@ -89,6 +89,8 @@ class Run:
         self._started = started
         self._seconds_to_first_step: float | None = None
         self._memory: dict[str, int] = {}
+        self._learner_restarts = 0
+        """Since the last checkpoint: a learner that dies before the next one every time is not worth more."""
         self._selection = Selection(folder.path)
         self._interrupts = Interrupts(lambda: self._stop())
         self._stop = self._interrupts.cancel
@@ -100,7 +102,7 @@ class Run:
 
     async def _execute(self) -> dict[str, Any]:
         self._view.phase("start")
-        async with cluster.started(self._recipe, self._inputs) as self._workers:
+        async with cluster.started(self._recipe, self._inputs, self._log.worker_event) as self._workers:
             return await self._train_and_compare(self._make_trainer())
 
     async def _train_and_compare(self, trainer: Trainer) -> dict[str, Any]:
@@ -114,9 +116,14 @@ class Run:
         """To the last step, or to the step in which a signal asked to stop; saved in both cases."""
         steps = self._recipe.trainer.steps
         self._stop = trainer.stop
-        reached = await trainer.train(start=start, stop=steps, after_step=self._after_step)
-        if reached > start:
-            await self._save_checkpoint(reached)
+        while True:
+            try:
+                reached = await trainer.train(start=start, stop=steps, after_step=self._after_step)
+                if reached > start:
+                    await self._save_checkpoint(reached)
+                break
+            except LearnerLost as error:
+                start = await self._restart_learner(trainer, error)
         if reached < steps:
             self._view.note(f"stopped after step {reached}; go on with --run {self._folder.path} --resume")
             raise KeyboardInterrupt
@@ -192,13 +199,26 @@ class Run:
             group_size=recipe.rollout.group_size,
             max_resamples=recipe.rollout.max_resamples,
             seed=recipe.seed,
-            resampled=lambda count: self._hub.set("leash_groups_resampled", count),
+            replace_lost=recipe.faults.on_lost_group == "drop",
+            on_discard=self._log.discard,
         )
+
+    async def _restart_learner(self, trainer: Trainer, error: LearnerLost) -> int:
+        """After the death of a rank: all ranks anew, at the last checkpoint; its version."""
+        self._learner_restarts += 1
+        if self._learner_restarts > self._recipe.faults.max_restarts:
+            raise error
+        self._log.worker_event("learner", f"died: {error}")
+        self._view.phase("start")
+        await self._workers.learner.restart()
+        version = await self._load_checkpoint()
+        await trainer.push_weights()
+        return version
 
     async def _load_checkpoint(self) -> int:
         checkpoint = self._folder.latest_checkpoint()
         if checkpoint is None:
-            self._folder.cut_records_after(0)
+            self._log.records = self._folder.cut_records_after(0)
             return 0
         version = await self._workers.learner.load(checkpoint.absolute())
         self._log.records = self._folder.cut_records_after(version)
@@ -262,4 +282,5 @@ class Run:
         unfinished = self._folder.begin_checkpoint(version).absolute()
         await self._workers.learner.save(unfinished)
         self._folder.commit_checkpoint(unfinished)
+        self._learner_restarts = 0
         self._hub.set("leash_checkpoint_seconds", time.perf_counter() - started)

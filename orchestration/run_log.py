@@ -54,6 +54,16 @@ class RunLog:
     def note(self, text: str) -> None:
         self._view.note(text)
 
+    def worker_event(self, worker: str, event: str) -> None:
+        """A worker joins, dies or leaves."""
+        self._view.note(f"{worker} {event}")
+        if event.startswith("died"):
+            self._hub.add("leash_worker_restarts_total", 1, kind=worker.rpartition("-")[0] or worker)
+
+    def discard(self, number: int, num_rollouts: int, reason: str) -> None:
+        """A group's completions will never be trained on; another prompt takes its place."""
+        self._hub.add("leash_groups_discarded_total", 1, reason=reason)
+
     def memory(self, sizes: dict[str, int]) -> None:
         """Memory of each worker, by its stable name."""
         for worker, size in sizes.items():

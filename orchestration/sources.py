@@ -10,11 +10,16 @@ from typing import Protocol
 
 from actors.config import SEEDS_PER_GROUP
 from actors.rollout import RolloutPool
+from core.errors import RetriesExhausted
 from core.messages import DemonstrationGroup, Prompt, RolloutGroup
 from core.stream import SeededStream
 
 RESAMPLED = 2**40
 """Added to a group's place in the prompt stream for each time that it is sampled anew."""
+MAX_LOST = 5
+"""Prompts tried for one group if workers are lost on each: then it is not the prompts."""
+NO_SPREAD = "no spread"
+LOST = "workers lost"
 
 
 class GroupSource(Protocol):
@@ -38,34 +43,45 @@ class SampledGroups:
         *,
         group_size: int,
         max_resamples: int,
+        replace_lost: bool = True,
         seed: int,
-        resampled: Callable[[int], None],
+        on_discard: Callable[[int, int, str], None],
     ) -> None:
+        """`on_discard` hears of the group's number, how many completions it gave up, and why."""
         self._pool = pool
         self._prompts = prompts
         self._group_size = group_size
         self._max_resamples = max_resamples
+        self._max_lost = MAX_LOST if replace_lost else 0
         self._seed = seed
-        self._resampled = resampled
-        self._num_resampled = 0
+        self._on_discard = on_discard
 
     async def group(self, number: int) -> RolloutGroup:
         """The group with this number. One whose scores are all the same teaches nothing to a method that
         compares them; it is replaced by one of another prompt (DAPO's dynamic sampling, arXiv:2503.14476,
-        sec. 3.2), `max_resamples` times at most."""
-        first_seed = (self._seed * 1_000_003 + number) * SEEDS_PER_GROUP
-        for attempt in range(self._max_resamples + 1):
-            seeds = range(
-                first_seed + attempt * self._group_size, first_seed + (attempt + 1) * self._group_size
-            )
-            group = await self._pool.roll_out(
-                self._prompts[number + attempt * RESAMPLED], group_id=f"group-{number}", seeds=seeds
-            )
-            if attempt == self._max_resamples or len({rollout.score for rollout in group.rollouts}) > 1:
-                break
-            self._num_resampled += 1
-            self._resampled(self._num_resampled)
-        return group
+        sec. 3.2), `max_resamples` times at most. So is one that was lost with every worker that tried it."""
+        resampled = lost = 0
+        while True:
+            try:
+                group = await self._sample(number, attempt=resampled + lost)
+            except RetriesExhausted:
+                lost += 1
+                self._on_discard(number, self._group_size, LOST)
+                if lost > self._max_lost:
+                    raise
+                continue
+            if resampled == self._max_resamples or len({rollout.score for rollout in group.rollouts}) > 1:
+                return group
+            resampled += 1
+            self._on_discard(number, self._group_size, NO_SPREAD)
+
+    async def _sample(self, number: int, *, attempt: int) -> RolloutGroup:
+        first = (self._seed * 1_000_003 + number) * SEEDS_PER_GROUP + attempt * self._group_size
+        return await self._pool.roll_out(
+            self._prompts[number + attempt * RESAMPLED],
+            group_id=f"group-{number}",
+            seeds=range(first, first + self._group_size),
+        )
 
 
 class DatasetGroups:

@@ -113,8 +113,9 @@ class Trainer:
 
     async def push_weights(self) -> dict[str, float]:
         """Bring every rollout worker to the learner's version, verified; how long each part took."""
-        manifest, timing = await self._learner.pack_weights()
-        reports = await self._pool.pull_weights(manifest, deadline_s=self._deadlines.push_s)
+        timing, reports = await self._pool.push_weights(self._learner.pack_weights)
+        if not reports:  # every worker died of it or with it; who takes its place catches up
+            return timing
         slowest = max(reports, key=lambda report: report.load_s + report.verify_s)
         gap = max(report.probe_gap for report in reports)
         return timing | {"load_s": slowest.load_s, "verify_s": slowest.verify_s, "probe_gap": gap}

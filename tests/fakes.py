@@ -2,7 +2,7 @@
 
 import asyncio
 import selectors
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from core.errors import WorkerError
+from actors.config import FaultsConfig
+from actors.fleet import Fleet
+from actors.slot import Slot, WorkerState
+from core.errors import WorkerError, WorkerLost
 from core.messages import (
     Bools,
     Completion,
@@ -118,7 +121,65 @@ class FakePullReport:
     probe_gap: float
 
 
-class FakeSampler:
+class FakeWorker:
+    """A worker process: up after `start_s`, until it is killed. What it has begun raises `WorkerLost` then."""
+
+    def __init__(
+        self, name: str = "worker-0", *, start_s: float = 0.0, fails: Exception | None = None
+    ) -> None:
+        self.name = name
+        self.is_silent = False
+        self.num_pings = 0
+        self._start_s = start_s
+        self._fails = fails
+        self.is_killed = False
+        self._working: set[asyncio.Future[None]] = set()
+
+    async def ready(self, deadline_s: float) -> None:
+        await self.work(self._start_s)
+        if self._fails:
+            raise self._fails
+
+    async def ping(self, deadline_s: float) -> None:
+        self.num_pings += 1
+        if self.is_silent:
+            await asyncio.sleep(deadline_s)
+            raise WorkerLost(f"{self.name} did not answer within {deadline_s:g} s (a sign of life)")
+        await self.work(0.0)
+
+    async def memory_bytes(self) -> int:
+        await self.work(0.0)
+        return 1000
+
+    def kill(self) -> None:
+        self.is_killed = True
+        for work in self._working:
+            if not work.done():
+                work.set_result(None)
+
+    async def work(self, seconds: float) -> None:
+        """Takes so long, or until the process is killed."""
+        work = asyncio.get_running_loop().create_future()
+        self._working.add(work)
+        try:
+            if not self.is_killed:
+                await asyncio.wait({work}, timeout=seconds)
+            if self.is_killed:
+                raise WorkerLost(f"{self.name} died")
+        finally:
+            self._working.remove(work)
+
+
+def serving_fleet(*handles: Any) -> Fleet[Any]:
+    """Workers that serve from the start, without supervisors: nothing but the test moves the clock."""
+    left = list(handles)
+    fleet: Fleet[Any] = Fleet("rollout", lambda name: left.pop(0), faults=FaultsConfig(), start_s=1e4)
+    for handle in handles:
+        fleet._slots[handle.name] = Slot(handle.name, handle, state=WorkerState.SERVING)
+    return fleet
+
+
+class FakeSampler(FakeWorker):
     """A rollout worker that samples the request's seed as its only token, after `delay_s` of the request."""
 
     def __init__(
@@ -128,14 +189,14 @@ class FakeSampler:
         delay_s: Callable[[SampleRequest], float] = lambda request: 0.0,
         version: int = 0,
     ) -> None:
-        self.name = name
+        super().__init__(name)
         self.num_running = 0
         self.version = version
         self.requests: list[SampleRequest] = []
         self.report = FakePullReport(load_s=0.0, verify_s=0.0, probe_gap=0.0)
         self._delay_s = delay_s
 
-    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[Completion]:
+    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
         self.requests += requests
         self.num_running += len(requests)
         left = len(requests)
@@ -152,12 +213,13 @@ class FakeSampler:
                 task.cancel()
 
     async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> Any:
+        await self.work(0.0)
         self.version = manifest.policy_version
         return self.report
 
     async def _sample_one(self, request: SampleRequest) -> Completion:
         first = self.version
-        await asyncio.sleep(self._delay_s(request))
+        await self.work(self._delay_s(request))
         versions = (first,) if self.version == first else (first, self.version)
         return make_completion(
             *[request.seed % 2**31] * len(versions),

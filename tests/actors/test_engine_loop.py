@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 
 from actors.engine_loop import EngineLoop
-from core.errors import WorkerError
+from core.errors import WorkerError, WorkerLost
 from core.messages import Completion, SampleRequest
 from tests.fakes import make_completion, make_prompt
 
@@ -34,6 +34,10 @@ class FakeEngine:
         if request.seed == 0:
             raise ValueError(f"{request.request_id} does not fit")
         self._left[request.request_id] = request.seed
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        for name in request_ids:
+            del self._left[name]
 
     def step(self) -> list[Completion]:
         self.in_step.set()
@@ -215,3 +219,32 @@ def test_a_closed_loop_answers_too(engine: FakeEngine, loop: EngineLoop, threads
         sampling.result(timeout=5)
     with pytest.raises(WorkerError, match="closed"):
         threads.submit(loop.call, lambda: 1).result(timeout=5)
+
+
+def test_aborted_requests_end_and_the_others_go_on(
+    engine: FakeEngine, loop: EngineLoop, threads: Threads
+) -> None:
+    kept = threads.submit(names, loop.sample(requests("kept", 1)))
+    given_up = threads.submit(names, loop.sample(requests("given-up", 5)))
+    assert engine.in_step.wait(PATIENCE_S)
+    aborting = threads.submit(loop.abort, ["given-up0", "finished long ago"])
+    engine.steps.release(3)
+    soon(aborting)
+    with pytest.raises(WorkerError, match="aborted"):
+        soon(given_up)
+    assert soon(kept) == ["kept0"]
+    assert not engine.has_work
+    assert loop.call(lambda: "alive") == "alive"
+
+
+def test_a_broken_engine_is_a_lost_worker(engine: FakeEngine, threads: Threads) -> None:
+    broken = threading.Event()
+    loop = EngineLoop(engine, on_broken=broken.set)
+    engine.failure = AssertionError("no more blocks")
+    waiting = threads.submit(names, loop.sample(requests("a", 2)))
+    engine.steps.release()
+    with pytest.raises(WorkerLost, match="the engine broke: AssertionError: no more blocks"):
+        soon(waiting)
+    assert broken.wait(PATIENCE_S)
+    with pytest.raises(WorkerLost, match="no longer runs"):
+        loop.call(lambda: None)

@@ -1,7 +1,7 @@
 """The rollout pool over handles without Ray, on a clock without waiting."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from actors.rollout import RolloutPool, WeightedReward
 from core.errors import UserError
 from core.messages import Completion, Demonstration, DemonstrationGroup, Float32s, RolloutGroup, SampleRequest
+from core.weights import WeightManifest
 from tests.fakes import (
     FakeSampler,
     FakeScorer,
@@ -17,6 +18,7 @@ from tests.fakes import (
     make_manifest,
     make_prompt,
     run_virtually,
+    serving_fleet,
 )
 
 PROMPT = make_prompt(1, 2, text="the prompt")
@@ -32,7 +34,7 @@ def make_pool(
     rewards: dict[str, WeightedReward] | None = None,
 ) -> RolloutPool:
     return RolloutPool(
-        samplers,
+        serving_fleet(*samplers),
         reference or FakeScorer(flat_reference),
         rewards or {"seed": WeightedReward(server=FakeScorer(seed_of), weight=1.0)},
     )
@@ -158,7 +160,7 @@ def test_an_error_of_a_scorer_does_not_wait_for_the_last_completion() -> None:
 
 
 class BreakingSampler(FakeSampler):
-    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[Completion]:
+    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
         async for completion in super().sample(requests):
             yield completion
             await asyncio.sleep(5.0)
@@ -177,11 +179,16 @@ def test_the_error_of_a_rollout_worker_surfaces_and_ends_the_scoring() -> None:
     assert slow.num_cancelled == slow.num_started == 1
 
 
+async def pack_version_5() -> tuple[WeightManifest, dict[str, float]]:
+    return make_manifest(5), {"pack_s": 0.5}
+
+
 def test_every_rollout_worker_pulls_the_weights() -> None:
     samplers = [FakeSampler("rollout-0"), FakeSampler("rollout-1")]
-    reports = run_virtually(make_pool(*samplers).pull_weights(make_manifest(5), deadline_s=1.0))
+    timing, reports = run_virtually(make_pool(*samplers).push_weights(pack_version_5))
     assert [sampler.version for sampler in samplers] == [5, 5]
     assert reports == [sampler.report for sampler in samplers]
+    assert timing == {"pack_s": 0.5}
 
 
 class SlowForShortTexts:
@@ -199,7 +206,7 @@ def test_texts_of_a_dataset_become_rollouts_of_the_reference() -> None:
     )
     sampler, reward = FakeSampler(), FakeScorer(seed_of)
     rewards = {"seed": WeightedReward(server=reward, weight=2.0)}
-    pool = RolloutPool([sampler], SlowForShortTexts(), rewards)
+    pool = RolloutPool(serving_fleet(sampler), SlowForShortTexts(), rewards)
     group = run_virtually(
         pool.score_demonstrations(DemonstrationGroup(group_id="dataset-7", demonstrations=texts))
     )
@@ -252,7 +259,7 @@ class BreakingReference:
 def test_an_error_of_the_reference_on_a_text_surfaces_as_it_is_and_ends_the_group() -> None:
     texts = tuple(make_demonstration(token) for token in (0, 1, 2))
     reference = BreakingReference()
-    pool = RolloutPool([], reference, {})
+    pool = RolloutPool(serving_fleet(), reference, {})
 
     async def fails_at() -> float:
         with pytest.raises(UserError, match="^reference-0 died$"):

@@ -9,7 +9,7 @@ import pytest
 
 from core.errors import WorkerError
 from core.messages import Completion, Float32s
-from learner.worker import LearnerGroup
+from learner.group import LearnerGroup
 from orchestration.adapter_reference import AdapterReference
 from tests.fakes import make_completion, run_virtually
 

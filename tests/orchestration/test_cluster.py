@@ -74,7 +74,7 @@ def test_a_cluster_that_is_too_small_is_refused_at_once(
 ) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
     with pytest.raises(UserError, match="asks Ray for 7.95 CPU, 2 GPU, but the cluster has 4 CPU, 0 GPU"):
-        asyncio.run(cluster._reserve(workers_of(recipe), 1.0))
+        cluster._require_room(workers_of(recipe))
 
 
 def test_the_value_model_starts_from_the_reward_model_with_the_largest_weight(recipe: Recipe) -> None:

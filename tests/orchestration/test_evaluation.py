@@ -29,6 +29,7 @@ from tests.fakes import (
     make_prompt,
     make_rollout,
     run_virtually,
+    serving_fleet,
 )
 
 
@@ -47,7 +48,7 @@ def sum_of_completion(completion: Completion) -> float:
 def make_pool() -> tuple[FakeSampler, RolloutPool]:
     sampler = FakeSampler(delay_s=lambda request: request.seed * 7 % 5)
     rewards = {"sum": WeightedReward(server=FakeScorer(sum_of_completion), weight=0.5)}
-    return sampler, RolloutPool([sampler], FakeScorer(flat_reference), rewards)
+    return sampler, RolloutPool(serving_fleet(sampler), FakeScorer(flat_reference), rewards)
 
 
 def rollout_of(*ids: int, prompt_ids: tuple[int, ...] = (1, 2), score: float = 0.0) -> Rollout:
@@ -68,7 +69,7 @@ def test_pairs_are_scored_again_at_the_length_of_the_shorter_one() -> None:
 
 def test_two_evaluations_use_the_same_seeds_and_no_two_prompts_share_one() -> None:
     sampler, _ = make_pool()
-    pool = RolloutPool([sampler], FakeScorer(flat_reference), {})
+    pool = RolloutPool(serving_fleet(sampler), FakeScorer(flat_reference), {})
     prompts = [make_prompt(index + 1, text=str(index)) for index in range(12)]
     first = run_virtually(evaluate(pool, prompts, seed=3))
     seeds = [request.seed for request in sampler.requests]
@@ -169,7 +170,7 @@ def test_best_of_n_keeps_the_best_of_each_prompt_and_says_what_choosing_costs() 
         return (1.0, 5.0, 3.0)[index] + 10.0 * (completion.prompt.text == "b")
 
     rewards = {"one": WeightedReward(server=FakeScorer(score), weight=1.0)}
-    pool = RolloutPool([sampler], FakeScorer(flat_reference), rewards)
+    pool = RolloutPool(serving_fleet(sampler), FakeScorer(flat_reference), rewards)
     prompts = [make_prompt(1, text="a"), make_prompt(2, text="b")]
     found = run_virtually(evaluate_best_of(pool, prompts, count=3, seed=0))
     assert len({request.seed for request in sampler.requests}) == 6

@@ -22,6 +22,7 @@ from tests.fakes import (
     make_prompt,
     make_rollout,
     run_virtually,
+    serving_fleet,
 )
 
 PROMPTS = [make_prompt(index + 1, text=f"prompt {index}") for index in range(7)]
@@ -45,15 +46,15 @@ class Sampling:
             return float(int(completion.token_ids_T[-1]) in winners)
 
         self.sampler = FakeSampler(delay_s=delay_s)
-        self.counts: list[int] = []
+        self.discarded: list[tuple[int, int, str]] = []
         rewards = {"wins": WeightedReward(server=FakeScorer(reward), weight=1.0)}
         self.source = SampledGroups(
-            RolloutPool([self.sampler], FakeScorer(flat_reference), rewards),
+            RolloutPool(serving_fleet(self.sampler), FakeScorer(flat_reference), rewards),
             SeededStream([PROMPTS], seed=seed),
             group_size=group_size,
             max_resamples=max_resamples,
             seed=seed,
-            resampled=self.counts.append,
+            on_discard=lambda *discard: self.discarded.append(discard),
         )
 
     def group(self, number: int) -> RolloutGroup:
@@ -99,14 +100,14 @@ def test_without_resampling_equal_scores_are_taken_as_they_are() -> None:
     sampling = Sampling(max_resamples=0)
     assert [rollout.score for rollout in sampling.group(3).rollouts] == [0.0, 0.0]
     assert len(sampling.asked) == 2
-    assert sampling.counts == []
+    assert sampling.discarded == []
 
 
 def test_scores_that_differ_are_not_sampled_anew() -> None:
     sampling = Sampling(winners=[3_001], max_resamples=5)
     assert [rollout.score for rollout in sampling.group(3).rollouts] == [0.0, 1.0]
     assert len(sampling.asked) == 2
-    assert sampling.counts == []
+    assert sampling.discarded == []
 
 
 def test_equal_scores_bring_another_prompt_until_they_differ() -> None:
@@ -119,21 +120,23 @@ def test_equal_scores_bring_another_prompt_until_they_differ() -> None:
     assert (group.group_id, group.prompt.text) == ("group-3", prompts[2])
     assert seeds_of(group) == [3_004, 3_005]
     assert [rollout.score for rollout in group.rollouts] == [0.0, 1.0]
-    assert sampling.counts == [1, 2]
+    assert sampling.discarded == [(3, 2, "no spread")] * 2
 
 
 def test_a_group_is_replaced_so_many_times_at_most() -> None:
     sampling = Sampling(max_resamples=2)
     assert seeds_of(sampling.group(3)) == [3_004, 3_005]
     assert len(sampling.asked) == 6
-    assert sampling.counts == [1, 2]
+    assert sampling.discarded == [(3, 2, "no spread")] * 2
 
 
 def test_replaced_groups_are_counted_over_the_run() -> None:
     sampling = Sampling(winners=[0, 1_002], max_resamples=1)
     for number in range(4):
         sampling.group(number)
-    assert sampling.counts == [1, 2, 3], "one each of groups 1, 2 and 3; the two of group 0 score differently"
+    assert [number for number, _, _ in sampling.discarded] == [1, 2, 3], (
+        "the two of group 0 score differently"
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -161,7 +164,7 @@ class Dataset:
             )
             for k in range(size)
         ]
-        pool = RolloutPool([self.sampler], self.reference, {})
+        pool = RolloutPool(serving_fleet(self.sampler), self.reference, {})
         self.source = DatasetGroups(pool, [groups], seed=seed)
 
     def take(self, numbers: Sequence[int]) -> list[RolloutGroup]:
@@ -219,7 +222,7 @@ def test_what_a_run_sampled_is_measured_from_the_present_reference() -> None:
     groups = [
         make_group(f"group-{k}", [make_rollout(make_completion(k), reference=[-9.0])]) for k in range(4)
     ]
-    source = DatasetGroups(RolloutPool([FakeSampler()], reference, {}), [groups], seed=0)
+    source = DatasetGroups(RolloutPool(serving_fleet(FakeSampler()), reference, {}), [groups], seed=0)
 
     async def all_of_them() -> list[RolloutGroup]:
         return list(await asyncio.gather(*(source.group(number) for number in range(8))))

@@ -24,6 +24,7 @@ from tests.fakes import (
     make_prompt,
     make_rollout,
     run_virtually,
+    serving_fleet,
 )
 
 PROMPTS = [make_prompt(index + 1, text=f"prompt {index}") for index in range(7)]
@@ -93,7 +94,7 @@ class Loop:
         self.observer = Events()
         self.start = start
         rewards = {"one": WeightedReward(server=FakeScorer(lambda completion: 1.0), weight=1.0)}
-        pool = RolloutPool(self.samplers, FakeScorer(flat_reference), rewards)
+        pool = RolloutPool(serving_fleet(*self.samplers), FakeScorer(flat_reference), rewards)
         self.trainer = Trainer(
             pool=pool,
             learner=self.learner,
@@ -104,7 +105,7 @@ class Loop:
                 group_size=GROUP_SIZE,
                 max_resamples=0,
                 seed=seed,
-                resampled=lambda count: None,
+                on_discard=lambda *arguments: None,
             ),
             observer=self.observer,
             prompts_per_step=PROMPTS_PER_STEP,

@@ -1,0 +1,268 @@
+"""Workers of one kind that join, leave and die while the run goes on (their states: `actors/slot.py`).
+
+Knows no Ray: it is given handles, which are Ray workers in production and plain objects in tests.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+from actors.config import FaultsConfig
+from actors.slot import H, Slot, WorkerState
+from core.errors import NoWorkerLeft, RetriesExhausted, UserError, WorkerError, WorkerLost
+
+T = TypeVar("T")
+
+MAX_PAUSE_S = 30.0
+"""Before a worker that failed several times in a row is started again."""
+
+
+class Fleet(Generic[H]):
+    """The workers of one kind.
+
+    fleet = Fleet("reference", launch, faults=faults, start_s=300)
+    await fleet.start(2)
+    score = await fleet.call(lambda worker: worker.score(completion))   # on another worker if that one dies
+    fleet.scale(3)
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        launch: Callable[[str], H],
+        *,
+        faults: FaultsConfig,
+        start_s: float,
+        on_event: Callable[[str, str], None] = lambda worker, event: None,
+    ) -> None:
+        """`launch` begins a process under a name."""
+        self.kind = kind
+        self.admit: Callable[[H], Awaitable[bool]] = _at_once
+        """Makes a worker that is up fit to serve; False if that cannot be done yet."""
+        self.admission = asyncio.Lock()
+        """Held while a worker is admitted, and by who changes what workers are admitted with."""
+        self._launch = launch
+        self._faults = faults
+        self._start_s = start_s
+        self._on_event = on_event
+        self._slots: dict[str, Slot[H]] = {}
+        self._supervisors: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._broken: Exception | None = None
+
+    async def start(self, size: int) -> None:
+        """The first workers, up. Raises what the first to fail raised; who fails later is replaced."""
+        slots = [self._add() for _ in range(size)]
+        await asyncio.gather(*(slot.handle.ready(self._start_s) for slot in slots))
+        for slot in slots:
+            slot.enter(WorkerState.STALE)
+            self._supervise(slot)
+
+    def scale(self, size: int) -> None:
+        """More workers or fewer: they join once they are admitted, and leave once they have finished."""
+        staying = [slot for slot in self.slots if slot.leave_by is None]
+        for _ in range(size - len(staying)):
+            slot = self._add()
+            self._on_event(slot.name, "joins")
+            self._supervise(slot)
+        for slot in staying[size:]:
+            slot.leave_by = asyncio.get_running_loop().time() + self._faults.drain_s
+            self._on_event(slot.name, "leaves")
+            if slot.load and slot.state is not WorkerState.DEAD:
+                slot.enter(WorkerState.DRAINING)
+            else:
+                self._lose(slot, "left")
+
+    @property
+    def size(self) -> int:
+        """Workers that are to be there, whatever their state."""
+        return sum(slot.leave_by is None for slot in self.slots)
+
+    @property
+    def slots(self) -> list[Slot[H]]:
+        return list(self._slots.values())
+
+    @asynccontextmanager
+    async def use(self, load: int = 1) -> AsyncIterator[H]:
+        """The serving worker with the least to do, once there is one; it has `load` requests more meanwhile.
+
+        A `WorkerLost` raised inside ends the worker, and it is replaced. Raises `NoWorkerLeft` if none serves.
+        """
+        slot = await self._least_busy()
+        handle = slot.handle
+        slot.load += load
+        try:
+            yield handle
+        except WorkerLost as error:
+            if slot.handle is handle:  # not its successor, which is innocent
+                self._lose(slot, str(error))
+            raise
+        finally:
+            if slot.handle is handle:
+                slot.load -= load
+                if slot.state is WorkerState.DRAINING and slot.load == 0:
+                    self._lose(slot, "left")
+
+    async def call(self, function: Callable[[H], Awaitable[T]]) -> T:
+        """The function's result on some worker; on another if that one dies. Raises `RetriesExhausted`."""
+        for _ in range(self._faults.max_retries + 1):
+            try:
+                async with self.use() as handle:
+                    return await function(handle)
+            except WorkerLost as error:
+                lost = error
+        raise RetriesExhausted(f"{self._faults.max_retries + 1} workers were lost on it; the last: {lost}")
+
+    async def refit(self, function: Callable[[H], Awaitable[T]]) -> list[T]:
+        """The function's results on all that are up, who serve from then on; who fails is replaced.
+
+        Call with `admission` held. Raises what a living worker raised if nobody succeeded.
+        """
+        for slot in self.slots:
+            slot.missed_refit |= slot.state is WorkerState.SUSPECT
+        fit = (WorkerState.STALE, WorkerState.SERVING, WorkerState.DRAINING)
+        slots = [slot for slot in self.slots if slot.state in fit]
+        results = await asyncio.gather(*(function(slot.handle) for slot in slots), return_exceptions=True)
+        done: list[T] = []
+        refused: list[WorkerError] = []
+        for slot, result in zip(slots, results, strict=True):
+            if isinstance(result, WorkerError):
+                refused += [] if isinstance(result, WorkerLost) else [result]
+                self._lose(slot, str(result))
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                done.append(result)
+                if slot.state is WorkerState.STALE:
+                    self._enter(slot, WorkerState.SERVING)
+        if refused and not done:
+            raise refused[0]
+        return done
+
+    async def memory_bytes(self) -> dict[str, int]:
+        """Memory of every process that answers, by its stable name."""
+        up = [slot for slot in self.slots if slot.state not in (WorkerState.STARTING, WorkerState.DEAD)]
+        sizes = await asyncio.gather(*(slot.handle.memory_bytes() for slot in up), return_exceptions=True)
+        return {slot.name: size for slot, size in zip(up, sizes, strict=True) if isinstance(size, int)}
+
+    async def close(self) -> None:
+        """End every worker."""
+        for supervisor in self._supervisors:
+            supervisor.cancel()
+        await asyncio.gather(*self._supervisors, return_exceptions=True)
+        for slot in self.slots:
+            slot.handle.kill()
+
+    def _add(self) -> Slot[H]:
+        names = (f"{self.kind}-{index}" for index in range(len(self._slots) + 1))
+        name = next(name for name in names if name not in self._slots)
+        self._slots[name] = Slot(name, self._launch(name))
+        return self._slots[name]
+
+    def _supervise(self, slot: Slot[H]) -> None:
+        task = asyncio.create_task(self._keep(slot))
+        self._supervisors.add(task)
+        task.add_done_callback(self._supervisors.discard)
+
+    async def _keep(self, slot: Slot[H]) -> None:
+        """One worker after another in the same slot, until it leaves or fails too often in a row."""
+        failures = 0
+        try:
+            while True:
+                await self._live(slot)
+                failures = 1 if slot.has_served else failures + 1
+                if slot.leave_by is not None or failures > self._faults.max_restarts:
+                    break
+                await asyncio.sleep(min(MAX_PAUSE_S, 2.0 ** (failures - 1) - 1))
+                slot.renew(self._launch(slot.name))
+        except Exception as error:  # a bug of ours: whoever needs a worker hears of it
+            self._broken = error
+        del self._slots[slot.name]
+        if slot.leave_by is None:
+            self._on_event(slot.name, f"given up after {failures} failures in a row")
+            if not self._slots:
+                self._broken = self._broken or NoWorkerLeft(
+                    f"{slot.name} failed {failures} times in a row, the last time: {slot.reason}"
+                )
+        self._tell()
+
+    async def _live(self, slot: Slot[H]) -> None:
+        """One worker's life, from its start to its death."""
+        try:
+            if slot.state is WorkerState.STARTING:
+                await slot.handle.ready(self._start_s)
+                slot.enter(WorkerState.STALE)
+            while not slot.lost.is_set():
+                await self._try_to_admit(slot)
+                await self._listen(slot)
+        except (WorkerError, UserError) as error:
+            self._lose(slot, str(error))
+
+    async def _try_to_admit(self, slot: Slot[H]) -> None:
+        async with self.admission:
+            if slot.state is WorkerState.STALE and await self.admit(slot.handle):
+                slot.missed_refit = False
+                self._enter(slot, WorkerState.SERVING)
+
+    async def _listen(self, slot: Slot[H]) -> None:
+        """Until the next sign of life. Raises `WorkerLost` once two in a row are missing."""
+        try:
+            async with asyncio.timeout(self._faults.heartbeat_s):  # wait_for may swallow a cancellation
+                await slot.lost.wait()
+            return
+        except TimeoutError:
+            pass
+        try:
+            await slot.handle.ping(self._faults.silence_s)
+        except WorkerLost:
+            if slot.state is not WorkerState.SERVING:
+                raise
+            self._enter(slot, WorkerState.SUSPECT)
+            await slot.handle.ping(self._faults.silence_s)
+        if slot.state is WorkerState.SUSPECT:
+            self._enter(slot, WorkerState.STALE if slot.missed_refit else WorkerState.SERVING)
+        if slot.leave_by is not None and slot.leave_by < asyncio.get_running_loop().time():
+            self._lose(slot, f"had not finished {self._faults.drain_s:g} s after it was told to leave")
+
+    def _enter(self, slot: Slot[H], state: WorkerState) -> None:
+        """Called when a worker turns out to be alive or silent; it may have died meanwhile."""
+        if slot.state is not WorkerState.DEAD:
+            slot.enter(state)
+            self._tell()
+
+    def _lose(self, slot: Slot[H], reason: str) -> None:
+        """The worker is dead, or will be in a moment: what it does from now on counts for nothing."""
+        if slot.state is WorkerState.DEAD:
+            return
+        slot.handle.kill()
+        slot.enter(WorkerState.DEAD)
+        slot.reason = reason
+        slot.lost.set()
+        self._on_event(slot.name, "left" if slot.leave_by is not None else f"died: {reason}")
+
+    async def _least_busy(self) -> Slot[H]:
+        deadline = asyncio.get_running_loop().time() + self._start_s
+        while True:
+            if self._broken is not None:
+                raise NoWorkerLeft(f"{self.kind}: no worker is left: {self._broken}") from self._broken
+            serving = [slot for slot in self.slots if slot.state is WorkerState.SERVING]
+            if serving:
+                return min(serving, key=lambda slot: slot.load)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+            except TimeoutError:
+                states = "; ".join(
+                    f"{slot.name} is {slot.state} {slot.reason}".strip() for slot in self.slots
+                )
+                raise NoWorkerLeft(f"{self.kind}: nobody served for {self._start_s:g} s: {states}") from None
+
+    def _tell(self) -> None:
+        """Wake who waits for a worker."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+async def _at_once(handle: Any) -> bool:
+    return True

@@ -1,0 +1,139 @@
+"""The driver's end of the actors' processes: one handle a worker, each wait with a deadline and a culprit."""
+
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.config import ReferenceConfig, RewardFunctionReward, RewardModelReward, RolloutConfig
+from actors.fleet import Fleet
+from actors.worker import ActorSetup, RolloutWorker, ScorerWorker
+from core.messages import Completion, Demonstration, SampleRequest
+from core.remote import actor_options, answer
+from core.weights import WeightManifest
+
+if TYPE_CHECKING:
+    from actors.sampler import PullReport
+
+CONTROL = "control"
+"""Ray's name for the calls that must not wait behind those that sample or score."""
+MEMORY_S = 60.0
+MIN_CONCURRENCY = 64
+"""Groups that one rollout worker holds open at a time, each in a thread that waits for its completions."""
+SCORER_CONCURRENCY = 512
+"""Calls that one scorer holds open at a time; they wait, they do not compute."""
+
+
+class _Handle:
+    """What the handles of all kinds have in common."""
+
+    def __init__(self, name: str, actor: Any, deadline_s: float) -> None:
+        self.name = name
+        self._actor = actor
+        self._deadline_s = deadline_s
+
+    async def ready(self, deadline_s: float) -> None:
+        await self._answer(self._actor.ready.remote(), "starting", deadline_s)
+
+    async def ping(self, deadline_s: float) -> None:
+        await self._answer(self._control("ping"), "a sign of life", deadline_s)
+
+    async def memory_bytes(self) -> int:
+        return int(await self._answer(self._control("memory_bytes"), "measuring memory", MEMORY_S))
+
+    def kill(self) -> None:
+        ray.kill(self._actor, no_restart=True)
+
+    def _control(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._actor, method).options(concurrency_group=CONTROL).remote(*arguments)
+
+    async def _answer(self, reference: Awaitable[Any], what: str, deadline_s: float | None = None) -> Any:
+        return await answer(
+            reference,
+            who=self.name,
+            what=what,
+            deadline_s=self._deadline_s if deadline_s is None else deadline_s,
+        )
+
+
+def _remote(worker: type, **options: Any) -> Any:
+    """A class whose actors answer control calls beside the others."""
+    remote: Any = ray.remote  # its overloads do not know concurrency groups
+    return remote(concurrency_groups={CONTROL: 4})(worker).options(**options)
+
+
+class RolloutHandle(_Handle):
+    """A rollout worker as the driver sees it."""
+
+    def __init__(self, name: str, setup: ActorSetup, *, near_node: str, deadline_s: float) -> None:
+        """`near_node`: Ray's id of the node that the weights are pushed from, through its shared memory."""
+        rollout = setup.rollout
+        options = actor_options(rollout.resources, _engine_environment(rollout))
+        near = NodeAffinitySchedulingStrategy(near_node, soft=True, _spill_on_unavailable=True)
+        concurrency = max(MIN_CONCURRENCY, rollout.max_concurrent_sequences)
+        actor = _remote(RolloutWorker, max_concurrency=concurrency, scheduling_strategy=near, **options)
+        super().__init__(name, actor.remote(setup), deadline_s)
+
+    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
+        """Completions as they finish. Who stops listening stops the sampling, too."""
+        missing = {request.request_id for request in requests}
+        stream = self._actor.sample.options(num_returns="streaming").remote(list(requests))
+        try:
+            while missing:
+                reference = await self._answer(stream.__anext__(), "sampling")
+                completion: Completion = await self._answer(reference, "sampling")
+                missing.remove(completion.request_id)
+                yield completion
+        finally:
+            if missing:
+                self._control("abort", sorted(missing))
+
+    async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> "PullReport":
+        """Returns once the worker serves the new version, verified."""
+        pull = self._control("pull_weights", manifest)
+        what = f"pulling weights of version {manifest.policy_version}"
+        report: PullReport = await self._answer(pull, what, deadline_s)
+        return report
+
+
+class ScorerHandle(_Handle):
+    """One replica of a reference scorer or of a reward server."""
+
+    def __init__(
+        self,
+        name: str,
+        setup: ActorSetup,
+        config: ReferenceConfig | RewardModelReward | RewardFunctionReward,
+        path: Path | None,
+        *,
+        deadline_s: float,
+    ) -> None:
+        options = actor_options(config.resources)
+        actor = _remote(ScorerWorker, max_concurrency=SCORER_CONCURRENCY, **options)
+        super().__init__(name, actor.remote(setup, config, path), deadline_s)
+
+    async def score(self, completion: Completion | Demonstration) -> Any:
+        """One float for a reward, [T] float32 for the reference."""
+        return await self._answer(self._actor.score.remote(completion), "scoring")
+
+
+class ScorerFleet(Fleet[ScorerHandle]):
+    """All replicas of one scorer. They are alike, so a completion is scored by whichever lives."""
+
+    async def score(self, completion: Completion | Demonstration) -> Any:
+        """One float for a reward, [T] float32 for the reference."""
+        return await self.call(lambda replica: replica.score(completion))
+
+
+def _engine_environment(rollout: RolloutConfig) -> dict[str, str]:
+    """vLLM's settings that are environment variables. One process, no compilation: see the design notes."""
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if rollout.resources.num_gpus == 0:
+        environment |= {"VLLM_CPU_KVCACHE_SPACE": str(rollout.kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
+    return environment

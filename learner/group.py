@@ -1,0 +1,148 @@
+"""All ranks of the learner as one object in the driver: every wait with a deadline and a culprit."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from core.errors import LearnerLost, UserError, WorkerLost
+from core.messages import Completion, Demonstration, Float32s, RolloutGroup
+from core.remote import actor_options, answer
+from core.weights import WeightManifest
+from learner.worker import LearnerSetup, LearnerWorker
+
+LAST_WORDS_S = 5.0
+"""For the other ranks once one has failed: who was killed is heard of after those who were waiting for it."""
+
+
+class LearnerGroup:
+    """Every call goes to every rank, because ZeRO's collectives need them all.
+
+    Raises `LearnerLost` if a rank died or was silent. The group is of no use then, until `restart`.
+    """
+
+    def __init__(
+        self, setup: LearnerSetup, scheduling: Sequence[Any], *, learn_s: float, push_s: float
+    ) -> None:
+        """Ask Ray for the ranks' processes, one at each scheduling place."""
+        self._setup = setup
+        self._scheduling = scheduling
+        self._learn_s = learn_s
+        self._push_s = push_s
+        self._actors = self._launch()
+
+    async def start(self) -> None:
+        """Load the networks on every rank. Raises `UserError` or `WorkerError`, naming the rank."""
+        address, port = await answer(
+            self._actors[0].rendezvous.remote(),
+            who="learner rank 0",
+            what="starting",
+            deadline_s=self._setup.deadline_s,
+        )
+        await self._all(
+            "start", self._setup, address, port, what="starting", deadline_s=self._setup.deadline_s
+        )
+
+    async def restart(self) -> None:
+        """New processes with the untrained networks, in the place of the old ones."""
+        self.kill()
+        self._actors = self._launch()
+        await self.start()
+
+    def kill(self) -> None:
+        """End every rank, whatever it does."""
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+
+    async def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """One optimizer phase; metrics, the same from every rank."""
+        reference = ray.put(list(groups))
+        metrics = await self._all("train_step", reference, what="learning", deadline_s=self._learn_s)
+        first: dict[str, float] = metrics[0]
+        return first
+
+    async def pack_weights(self) -> tuple[WeightManifest, dict[str, float]]:
+        """Lay the present weights out for the rollout workers."""
+        answers = await self._all("pack_weights", what="packing weights", deadline_s=self._push_s)
+        manifest, timing = answers[0]
+        assert manifest is not None
+        return manifest, timing
+
+    async def reference_logprobs(self, texts: Sequence[Completion | Demonstration]) -> list[Float32s]:
+        """Log-probs of texts under the base below the adapters."""
+        answers = await self._all(
+            "reference_logprobs", ray.put(list(texts)), what="scoring as reference", deadline_s=self._learn_s
+        )
+        logprobs: list[Float32s] = answers[0]
+        return logprobs
+
+    async def mean_nll(self, texts: Sequence[Demonstration]) -> float:
+        """Mean negative log-likelihood of texts under the present policy, in nats a token."""
+        answers = await self._all(
+            "mean_nll", list(texts), what="scoring held-out texts", deadline_s=self._learn_s
+        )
+        return float(answers[0])
+
+    async def save(self, folder: Path) -> None:
+        await self._all("save", folder, what="saving", deadline_s=self._learn_s)
+
+    async def load(self, folder: Path) -> int:
+        versions = await self._all("load", folder, what="loading a checkpoint", deadline_s=self._learn_s)
+        if len(set(versions)) != 1:
+            raise UserError(
+                f"{folder}: its ranks are at different versions {versions}; use an older checkpoint"
+            )
+        return int(versions[0])
+
+    async def save_model(self, folder: Path) -> None:
+        await self._all("save_model", folder, what="saving the model", deadline_s=self._learn_s)
+
+    async def memory_bytes(self) -> dict[str, int]:
+        """Resident bytes of each rank."""
+        sizes = await self._all("memory_bytes", what="measuring memory", deadline_s=60)
+        return {f"learner-{rank}": size for rank, size in enumerate(sizes)}
+
+    async def close(self) -> None:
+        await self._all("close", what="closing", deadline_s=30)
+
+    def _launch(self) -> list[Any]:
+        setup = self._setup
+        options = actor_options(setup.config.resources, {"LOCAL_SIZE": str(setup.config.world_size)})
+        remote_class = ray.remote(LearnerWorker)
+        return [
+            remote_class.options(**options, name=None, scheduling_strategy=place).remote(rank)
+            for rank, place in enumerate(self._scheduling)
+        ]
+
+    async def _all(self, method: str, *arguments: Any, what: str, deadline_s: float) -> list[Any]:
+        """Call every rank and wait for all; the first error ends the wait."""
+        calls = [
+            asyncio.ensure_future(
+                answer(
+                    getattr(actor, method).remote(*arguments),
+                    who=f"learner rank {rank}",
+                    what=what,
+                    deadline_s=deadline_s,
+                )
+            )
+            for rank, actor in enumerate(self._actors)
+        ]
+        try:
+            return list(await asyncio.gather(*calls))
+        except Exception as error:
+            lost = await _lost_rank(calls)
+            if lost is not None and not isinstance(error, UserError):
+                raise LearnerLost(str(lost)) from lost
+            raise
+        finally:
+            for call in calls:
+                call.cancel()
+
+
+async def _lost_rank(calls: Sequence[asyncio.Future[Any]]) -> WorkerLost | None:
+    """After the first failure: whether a rank died, which makes the others fail, too."""
+    await asyncio.wait(calls, timeout=LAST_WORDS_S)
+    errors = [call.exception() for call in calls if call.done() and not call.cancelled()]
+    return next((error for error in errors if isinstance(error, WorkerLost)), None)
