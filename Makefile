@@ -4,7 +4,7 @@
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint lock
+.PHONY: help setup demo test chaos lint lock
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -20,6 +20,9 @@ demo: setup ## RLHF of a real language model from real human ratings (under 15 m
 test: lint ## Formatting, lint, types, unit tests, then tests on the real stack
 	$(BIN)/python -m pytest -m "not real"
 	$(BIN)/python -m pytest -m real
+
+chaos: setup ## Kill 30 processes of a tiny run, one after the other (SEED=0, FAULTS=30)
+	@$(BIN)/python -m tests.end_to_end.chaos --seed $(or $(SEED),0) --faults $(or $(FAULTS),30)
 
 lint: setup ## Formatting, lint and strict types alone
 	$(BIN)/ruff format --check

@@ -132,6 +132,21 @@ DatasetConfig = Annotated[
 ]
 
 
+class AutoscaleConfig(Section):
+    """How the number of rollout workers follows what waits for what."""
+
+    min_workers: int = Field(default=1, ge=1)
+    """Never fewer."""
+    max_workers: int = Field(ge=1)
+    """Never more."""
+    grow_above: float = Field(default=0.5, gt=0, lt=1)
+    """More workers when the learner waits a larger share of the step for rollouts."""
+    shrink_below: float = Field(default=0.1, ge=0, lt=1)
+    """Fewer workers when it waits a smaller share."""
+    window_steps: int = Field(default=3, ge=1)
+    """Steps that a decision looks at, all of them since the last change."""
+
+
 class RolloutConfig(Section):
     """Rollout workers: processes that sample completions with a vLLM engine."""
 
@@ -162,6 +177,8 @@ class RolloutConfig(Section):
     """Share of a GPU's memory that one engine may take."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs that one engine is spread over."""
+    autoscale: AutoscaleConfig | None = None
+    """Change the number of workers while the run goes on; left out: only `leash scale` does."""
     resources: Resources = Resources()
     """What each rollout worker asks of Ray."""
 

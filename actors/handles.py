@@ -70,7 +70,7 @@ class RolloutHandle(_Handle):
     def __init__(self, name: str, setup: ActorSetup, *, near_node: str, deadline_s: float) -> None:
         """`near_node`: Ray's id of the node that the weights are pushed from, through its shared memory."""
         rollout = setup.rollout
-        options = actor_options(rollout.resources, _engine_environment(rollout))
+        options = actor_options(name, rollout.resources, _engine_environment(rollout))
         near = NodeAffinitySchedulingStrategy(near_node, soft=True, _spill_on_unavailable=True)
         concurrency = max(MIN_CONCURRENCY, rollout.max_concurrent_sequences)
         actor = _remote(RolloutWorker, max_concurrency=concurrency, scheduling_strategy=near, **options)
@@ -110,7 +110,7 @@ class ScorerHandle(_Handle):
         *,
         deadline_s: float,
     ) -> None:
-        options = actor_options(config.resources)
+        options = actor_options(name, config.resources)
         actor = _remote(ScorerWorker, max_concurrency=SCORER_CONCURRENCY, **options)
         super().__init__(name, actor.remote(setup, config, path), deadline_s)
 

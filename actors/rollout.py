@@ -132,6 +132,11 @@ class RolloutPool:
         """The weighted sum that the policy is trained on."""
         return sum(self._rewards[name].weight * value for name, value in rewards.items())
 
+    @property
+    def policy_version(self) -> int | None:
+        """Of the weights that rollout workers serve; None before the first push."""
+        return None if self._manifest is None else self._manifest.policy_version
+
     async def push_weights(
         self, pack: Callable[[], Awaitable[tuple[WeightManifest, dict[str, float]]]]
     ) -> tuple[dict[str, float], list[Any]]:

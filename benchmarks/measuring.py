@@ -27,7 +27,9 @@ def enter_worker_environment() -> None:
     """
     if _MARK in os.environ:
         return
-    variables = actor_options(Resources(), _engine_environment(RolloutConfig()))["runtime_env"]["env_vars"]
+    variables = actor_options("benchmark", Resources(), _engine_environment(RolloutConfig()))["runtime_env"][
+        "env_vars"
+    ]
     os.execve(
         sys.executable,
         [sys.executable, *sys.orig_argv[1:]],

@@ -97,8 +97,14 @@ _DECLARED = (
         "leash_tokens_total", "counter", "tokens", "Tokens trained on, by kind: prompt, completion", ("kind",)
     ),
     # Who is there.
-    Metric("leash_workers", "gauge", "", "Workers by kind and state: serving, stale, ...", ("kind", "state")),
-    Metric("leash_worker_restarts_total", "counter", "", "Workers that died and were replaced", ("kind",)),
+    Metric("leash_workers", "gauge", "", "Workers, by kind and by state", ("kind", "state")),
+    Metric(
+        "leash_worker_restarts_total",
+        "counter",
+        "",
+        "Workers that died and were replaced, by kind",
+        ("kind",),
+    ),
     # Time and space.
     Metric("leash_step_seconds", "gauge", "seconds", "The whole of the last step"),
     Metric("leash_phase_seconds", "histogram", "seconds", "What the loop waited for, by phase", ("phase",)),

@@ -19,6 +19,9 @@ MALLOC_TUNABLES = (
 """Keep freed memory and ask for huge pages. Activations of hundreds of megabytes come and go in every step; given
 back to the system each time, touching them again costs up to half of the step (measured on a virtual machine)."""
 
+WORKER_VARIABLE = "LEASH_WORKER"
+"""Environment variable of every worker process: its stable name, such as rollout-0."""
+
 OPENMP_SPINS = "2000"
 """About a tenth of a millisecond: from one parallel region to the next. Sleeping at once and being woken for every
 region costs a tenth of a learner's step and a quarter of a short forward pass (measured on a virtual machine)."""
@@ -42,13 +45,17 @@ async def answer(reference: Awaitable[T], *, who: str, what: str, deadline_s: fl
         raise WorkerLost(f"{who} died ({what}): {reason}") from error
 
 
-def actor_options(resources: Resources, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Ray options of a worker: its resources, and threads that spin only for a moment while they wait.
+def actor_options(
+    worker: str, resources: Resources, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Ray options of a worker: its resources, its name for who looks at its process, and threads that spin only for
+    a moment while they wait.
 
     Left to itself Ray gives an actor one thread, and OpenMP keeps idle threads spinning on cores that the
     other parts need.
     """
     variables = {
+        WORKER_VARIABLE: worker,
         "OMP_NUM_THREADS": str(resources.threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": OPENMP_SPINS,

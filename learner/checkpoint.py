@@ -4,7 +4,8 @@ A checkpoint folder of the learner:
 
     policy/state/...        DeepSpeed's files: weights and optimizer state, one set a rank
     value_model/state/...   the same, where there is a value model
-    learner.json            policy version and the KL controller's state
+    learner.json            policy version, the KL controller's state, and what shape of learner wrote it
+    random-states.json      one a rank: where dropout goes on drawing
 """
 
 import json
@@ -12,34 +13,57 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError
+from core.errors import UserError, WorkerError
 from learner.config import LoRAConfig
-from learner.engine import ZeroEngine
+from learner.engine import ZeroEngine, all_gather, place_in_group, raise_together
 from learner.learner import Learner
 from learner.lora import merged_parameters
+from learner.random_state import random_state, set_random_state
 
 TAG = "state"
 
 
 def save(learner: Learner, folder: Path, *, rank: int) -> None:
-    """Write the learner's state. All ranks must call. It is a checkpoint once the trainer renames the folder."""
+    """Write the learner's state. All ranks must call. It is a checkpoint once the trainer renames the folder.
+
+    Raises `WorkerError` on every rank if one could not write; none is left waiting for it.
+    """
     for name, engine in _engines(learner):
         engine.save(folder / name, TAG)
+    random_states = all_gather([random_state()])
+    failure = None
     if rank == 0:
-        state = {"policy_version": learner.policy_version, "kl_controller": learner.kl_controller.state()}
-        (folder / "learner.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        state = {
+            "policy_version": learner.policy_version,
+            "kl_controller": learner.kl_controller.state(),
+            "shape": _shape(learner),
+        }
+        failure = _write(folder / "learner.json", json.dumps(state, indent=2))
+        failure = failure or _write(folder / "random-states.json", json.dumps(random_states))
+    raise_together(failure, WorkerError)
 
 
 def load(learner: Learner, folder: Path) -> None:
-    """Go on from what `save` wrote. All ranks must call. Raises `UserError` for another shape of learner."""
-    file = folder / "learner.json"
-    if not file.is_file():
-        raise UserError(f"{folder}: no learner.json, so this is not a checkpoint of a learner")
+    """Go on from what `save` wrote. All ranks must call. Raises `UserError` on all of them for another shape of
+    learner, and for files that are damaged or hold anything but tensors and plain values."""
+    state: Any = None
+    failure = None
+    try:
+        state, random_states = _read(folder / "learner.json"), _read(folder / "random-states.json")
+    except UserError as error:
+        failure = str(error)
+    raise_together(failure, UserError)
+    if state.get("shape") != _shape(learner):
+        raise UserError(
+            f"{folder}: was written by a learner of {state.get('shape')}, and this one is of {_shape(learner)}; "
+            "resume with the settings that it was started with"
+        )
     for name, engine in _engines(learner):
         engine.load(folder / name, TAG)
-    state = json.loads(file.read_text(encoding="utf-8"))
     learner.policy_version = state["policy_version"]
     learner.kl_controller.load(state["kl_controller"])
+    rank, _ = place_in_group()
+    set_random_state(random_states[rank])
 
 
 def save_model(learner: Learner, folder: Path, *, tokenizer_from: Path, rank: int) -> None:
@@ -76,3 +100,30 @@ def _engines(learner: Learner) -> list[tuple[str, ZeroEngine]]:
     if learner.value_model is not None:
         engines.append(("value_model", learner.value_model))
     return engines
+
+
+def _shape(learner: Learner) -> dict[str, Any]:
+    """What must not differ between the learner that wrote a checkpoint and the one that reads it."""
+    return {
+        "world_size": place_in_group()[1],
+        "zero_stage": learner.policy.zero_stage,
+        "networks": [name for name, _ in _engines(learner)],
+    }
+
+
+def _write(file: Path, text: str) -> str | None:
+    """What went wrong, for the other ranks to hear of."""
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        return f"could not write {file}: {error.strerror or error}"
+    return None
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({error}), so this is not a whole checkpoint of a learner"
+        ) from error

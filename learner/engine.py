@@ -13,15 +13,23 @@ from typing import Any, TypeVar
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import nn
 
-from core.errors import NonFiniteError, UserError
+from core.errors import NonFiniteError, UserError, WorkerError
+from learner.checkpoint_files import CheckpointFiles, read_tensors
 from learner.config import LearnerConfig
 
 T = TypeVar("T")
 
 GATHER_BYTES = 64 * 2**20
 """ZeRO-3 gathers parameters for a push in buckets of about this size, so that no rank holds a second model."""
+
+SAVED_CLASSES = (fragment_address, LossScaler, ZeroStageEnum)
+"""What DeepSpeed pickles into its files beside tensors and plain values. Nothing else is unpickled."""
 
 
 def join_group(*, rank: int, world_size: int, address: str, port: int, deadline_s: float) -> None:
@@ -70,6 +78,28 @@ def all_gather(parts: list[T]) -> list[T]:
     return [part for share in gathered for part in share]
 
 
+def place_in_group() -> tuple[int, int]:
+    """Rank of this process, and how many there are."""
+    return dist.get_rank(), dist.get_world_size()
+
+
+def raise_together(failure: str | None, error: type[Exception]) -> None:
+    """Raise on every rank if one of them failed, naming it, so that none waits for one that gave up.
+
+    All ranks must call, each with its own failure or None.
+    """
+    ranks_of: dict[str, list[str]] = {}
+    for rank, told in enumerate(all_gather([failure])):
+        if told is not None:
+            ranks_of.setdefault(told, []).append(str(rank))
+    if ranks_of:
+        raise error("; ".join(f"learner rank {', '.join(ranks)}: {told}" for told, ranks in ranks_of.items()))
+
+
+class _DeepSpeedFiles(CheckpointFiles, CheckpointEngine):  # type: ignore[misc]  # DeepSpeed has no types
+    """`CheckpointFiles`, with the rest of what DeepSpeed asks."""
+
+
 class ZeroEngine:
     """One network and its optimizer.
 
@@ -79,7 +109,7 @@ class ZeroEngine:
     """
 
     def __init__(self, module: nn.Module, config: LearnerConfig, *, dtype: str) -> None:
-        self._stage = config.zero_stage
+        self.zero_stage = config.zero_stage
         self._dtype: torch.dtype = getattr(torch, dtype)
         # Without sharding or bfloat16 DeepSpeed would clip too, but not tell the norm: it would be taken twice.
         self._clips_itself = config.zero_stage == 0 and self._dtype == torch.float32
@@ -104,6 +134,9 @@ class ZeroEngine:
             optimizer=optimizer,
             config=_deepspeed_config(config, self._dtype, clips_itself=self._clips_itself),
         )
+        self._files = self._engine.checkpoint_engine = _DeepSpeedFiles(SAVED_CLASSES)
+        # Scripts that DeepSpeed copies beside the files, by other means than the checkpoint engine: see `save`.
+        self._engine._copy_recovery_script = lambda folder: None
         if config.zero_stage == 0 and dist.get_world_size() == 1:
             # Left on, DeepSpeed copies all gradients into one buffer and back for a sum over one rank.
             self._engine.enable_backward_allreduce = False
@@ -164,14 +197,28 @@ class ZeroEngine:
             yield name, tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.dtype
 
     def save(self, folder: Path, tag: str) -> None:
-        """Write weights and optimizer state. All ranks must call."""
+        """Write weights and optimizer state. All ranks must call. Raises `WorkerError` on all of them if one
+        could not write; DeepSpeed has barriers behind its writes, so these raise nothing themselves."""
+        self._files.failure = None
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        raise_together(self._files.failure, WorkerError)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Read what `save` wrote, on the same number of ranks and ZeRO stage. Raises `UserError`."""
+        """Read what `save` wrote, on the same number of ranks and ZeRO stage. All ranks must call.
+
+        Raises `UserError` on all ranks, before a weight changes, if a file holds anything but tensors.
+        """
+        rank, world_size = place_in_group()
+        files = sorted((folder / tag).glob("*.pt"))
+        failure = None if files else f"{folder / tag}: no files of DeepSpeed's in it"
+        try:
+            for file in files[rank::world_size]:
+                read_tensors(file, SAVED_CLASSES, peek=True)
+        except UserError as error:
+            failure = str(error)
+        raise_together(failure, UserError)
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
-        if path is None:
-            raise UserError(f"{folder / tag}: no checkpoint of this learner's world size and ZeRO stage")
+        assert path is not None, "there are files"
 
     def _clip_unsharded(self) -> float:
         """Clip, and give the norm before. Ranks hold the same gradient by now."""
@@ -181,7 +228,7 @@ class ZeroEngine:
         self._broken_gradient |= not bool(torch.isfinite(gradient).all())
 
     def _gathered(self, parameters: list[nn.Parameter]) -> Any:
-        return deepspeed.zero.GatheredParameters(parameters) if self._stage == 3 else nullcontext()
+        return deepspeed.zero.GatheredParameters(parameters) if self.zero_stage == 3 else nullcontext()
 
     def _buckets(self, wanted: Callable[[str], bool]) -> Iterator[list[tuple[str, nn.Parameter]]]:
         bucket: list[tuple[str, nn.Parameter]] = []

@@ -85,6 +85,10 @@ class LearnerGroup:
         )
         return float(answers[0])
 
+    async def set_kl_coef(self, kl_coef: float) -> None:
+        """From the next step on; an adaptive one goes on from there."""
+        await self._all("set_kl_coef", kl_coef, what="changing kl_coef", deadline_s=self._learn_s)
+
     async def save(self, folder: Path) -> None:
         await self._all("save", folder, what="saving", deadline_s=self._learn_s)
 
@@ -109,10 +113,13 @@ class LearnerGroup:
 
     def _launch(self) -> list[Any]:
         setup = self._setup
-        options = actor_options(setup.config.resources, {"LOCAL_SIZE": str(setup.config.world_size)})
-        remote_class = ray.remote(LearnerWorker)
+        environment = {"LOCAL_SIZE": str(setup.config.world_size)}
+        remote_class: Any = ray.remote(LearnerWorker)
         return [
-            remote_class.options(**options, name=None, scheduling_strategy=place).remote(rank)
+            remote_class.options(
+                **actor_options(f"learner-{rank}", setup.config.resources, environment),
+                scheduling_strategy=place,
+            ).remote(rank)
             for rank, place in enumerate(self._scheduling)
         ]
 

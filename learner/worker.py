@@ -144,6 +144,9 @@ class LearnerWorker:
     def pack_weights(self) -> tuple[WeightManifest | None, dict[str, float]]:
         return self._push.pack()
 
+    def set_kl_coef(self, kl_coef: float) -> None:
+        self._learner.kl_controller.load({"kl_coef": kl_coef})
+
     def save(self, folder: Path) -> None:
         from learner.checkpoint import save  # heavy, see `start`
 

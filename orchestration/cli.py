@@ -1,12 +1,13 @@
 """The `leash` command: what people type becomes one call, what goes wrong a sentence and an exit code.
 
-Exit codes: 0 done, 1 another process failed, 2 bad input, 130 interrupted. Our own bugs keep their traceback.
+Exit codes: 0 done, 1 another process failed or `verify` found a violation, 2 bad input, 130 interrupted. Our own
+bugs keep their traceback.
 """
 
 import argparse
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.errors import UserError, WorkerError
@@ -15,6 +16,7 @@ from orchestration.config import Recipe
 from orchestration.recipe import load_recipe
 from orchestration.recipe_files import find_recipe
 from orchestration.recipe_text import describe
+from orchestration.run_commands import AddCommand, Command, add_run_commands
 
 _DESCRIPTION = """\
 Reinforcement learning from human feedback for language models, kept on a leash:
@@ -28,6 +30,13 @@ A RECIPE is a TOML file, or the bare name of one in deploy/recipes. KEY=VALUE ov
   leash train movie-reviews kl.kl_coef=0.1 trainer.steps=40
   leash train my.toml rewards.0.weight=0.5 --run runs/a   a second reward, at half weight
   leash train my.toml --run runs/a --resume               go on where that run stopped
+
+A RUN is the folder of a run. While it works, it can be asked and steered from another terminal:
+
+  leash status runs/a                                     what it does now, or how far it came
+  leash set runs/a kl_coef=0.05                           and pause, resume, scale
+  leash verify runs/a                                     was every trajectory trained on once, or discarded?
+  leash export runs/a rollouts.parquet                    every trajectory and what became of it
 """
 
 
@@ -38,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a policy may write what this terminal cannot show
     try:
-        command: Callable[[argparse.Namespace], None] = args.command
-        command(args)
+        command: Command = args.command
+        return command(args) or 0
     except UserError as error:
         _say_error(str(error))
         return 2
@@ -49,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _validate(args: argparse.Namespace) -> None:
@@ -114,9 +122,27 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         added.set_defaults(command=command)
+        return added
+
+    _add_recipe_commands(add)
+    add_run_commands(add)
+    args, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}; `leash COMMAND --help` lists the options")
+    if hasattr(args, "overrides"):
+        args.overrides += rest  # argparse stops taking overrides at the first option; these came after one
+    elif rest:
+        parser.error(f"unexpected argument {rest[0]}; `leash COMMAND --help` shows what a command takes")
+    return args
+
+
+def _add_recipe_commands(add_command: AddCommand) -> None:
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        added = add_command(name, command, text)
         if name == "demo":
             added.add_argument(
                 "--recipe", metavar="RECIPE", default="movie-reviews", help="default: %(default)s"
@@ -137,13 +163,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("reward", _reward, "train the recipe's reward model, and report its held-out accuracy")
     add("validate", _validate, "check a recipe and print every key with its value and meaning")
-
-    args, rest = parser.parse_known_args(argv)
-    unknown = [word for word in rest if word.startswith("-")]
-    if unknown:
-        parser.error(f"unknown option {unknown[0]}; `leash COMMAND --help` lists the options")
-    args.overrides += rest  # argparse stops taking overrides at the first option; these came after one
-    return args
 
 
 def _say_error(message: str) -> None:

@@ -30,6 +30,8 @@ class TrainerConfig(Section):
     """Steps that rollouts may lag behind the learner. 0 is synchronous training."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0: only at the end and when interrupted."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    """Checkpoints kept, the newest."""
     heldout_prompts: int = Field(default=64, ge=1)
     """Held-out prompts of the comparison before and after."""
     evaluate_every: int = Field(default=0, ge=0)

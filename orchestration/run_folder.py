@@ -6,11 +6,13 @@ heldout-before.jsonl  held-out completions         summary.json      the result,
 heldout-after.jsonl   of both policies             before-after.md   the two side by side
 checkpoints/step-N/   to go on from                model/            the trained policy, Hugging Face format
 evaluations.jsonl     held-out prompts on the way  model-best/       the version that did best on them
+ledger/               what became of every group   control.json      how to steer it, while it lives
 """
 
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from orchestration.checkpoint_manifest import find_damage, write_manifest
 from orchestration.config import Recipe
 from orchestration.recipe_text import resolved_toml
 
@@ -34,6 +37,10 @@ LIBRARIES = (
     "pydantic",
     "prometheus-client",
 )
+LEDGER_FOLDER = "ledger"
+UNFINISHED, REPLACED, REMOVED = ".unfinished", ".replaced", ".removed"
+"""Ends of the names of checkpoints that are being written, that gave way to one of the same step (and count until
+that one is in place), and that are being removed."""
 
 
 class RunFolder:
@@ -41,6 +48,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.damaged: list[str] = []
+        """What `latest_checkpoint` found wrong with checkpoints newer than the one it gave."""
 
     @classmethod
     def create(cls, recipe: Recipe, path: Path | None) -> "RunFolder":
@@ -78,32 +87,76 @@ class RunFolder:
             return
         for name in ("recipe.toml", "run.json", "metrics-url.txt", "heldout-before.jsonl"):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / LEDGER_FOLDER, ignore_errors=True)
         for folder in (self.path / "samples", self.path):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint."""
-        found = sorted(self.path.glob("checkpoints/step-*[0-9]"))
-        return found[-1] if found else None
+        """The newest checkpoint that is whole, byte for byte; None if there has been none.
+
+        What is wrong with newer ones is in `damaged` afterwards. Raises `UserError` if there are checkpoints and
+        all are damaged.
+        """
+        self.damaged = []
+        checkpoints = self._checkpoints("", REPLACED)
+        for checkpoint in checkpoints:
+            damage = find_damage(checkpoint, _step(checkpoint))
+            if not damage:
+                return checkpoint
+            self.damaged += damage
+        if checkpoints:
+            raise UserError(
+                f"{self.path / 'checkpoints'}: no whole checkpoint to go on from. {'; '.join(self.damaged)}. "
+                "Restore these files from a copy, or remove this folder to train from the start."
+            )
+        return None
 
     def begin_checkpoint(self, step: int) -> Path:
-        """An empty folder to write a checkpoint into. It counts once `commit_checkpoint` has renamed it."""
-        unfinished = self.path / "checkpoints" / f"step-{step:06d}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
+        """An empty folder to write a checkpoint into. It counts once `commit_checkpoint` has renamed it.
+
+        What crashes have left of others is removed first, if it can be: it may fill the disk.
+        """
+        for leftover in self._checkpoints(UNFINISHED, REMOVED):
+            shutil.rmtree(leftover, ignore_errors=True)
+        unfinished = self.path / "checkpoints" / f"step-{step:06d}{UNFINISHED}"
         unfinished.mkdir(parents=True)
         return unfinished
 
-    def commit_checkpoint(self, unfinished: Path) -> Path:
-        """Make it the newest checkpoint and remove the older ones."""
+    def commit_checkpoint(self, unfinished: Path, *, keep: int = 1) -> Path:
+        """Make it the newest checkpoint, on the disk for good, and only then remove all but the newest `keep`.
+
+        Cut short at any point, it leaves a whole checkpoint for `latest_checkpoint` to find: this one, or the
+        one that was the latest before. Those of later steps are of a course that was given up, and are removed.
+        """
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; set how many checkpoints to keep, 1 or more")
         checkpoint = unfinished.with_suffix("")
+        replaced = checkpoint.with_suffix(REPLACED)
+        write_manifest(unfinished, _step(checkpoint))
         _fsync_tree(unfinished)
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        if checkpoint.exists():
+            if replaced.exists():
+                _remove(replaced)
+            checkpoint.rename(replaced)
         unfinished.rename(checkpoint)
-        for older in self.path.glob("checkpoints/step-*"):
-            if older != checkpoint:
-                shutil.rmtree(older)
+        for folder in (checkpoint.parent, self.path):
+            _fsync(folder)
+        own_step = _step(checkpoint)
+        kept = [path for path in self._checkpoints("") if _step(path) <= own_step][:keep]
+        for other in self._checkpoints("", REPLACED):
+            if other not in kept:
+                _remove(other)
         return checkpoint
+
+    def _checkpoints(self, *suffixes: str) -> list[Path]:
+        """Those whose name ends so, the newest first, and what is in place before what it has replaced."""
+        found = [
+            path
+            for path in self.path.glob("checkpoints/step-*")
+            if path.suffix in suffixes and re.fullmatch(r"step-\d+", path.stem)
+        ]
+        return sorted(found, key=lambda path: (-_step(path), path.suffix))
 
     def cut_records_after(self, step: int) -> list[dict[str, Any]]:
         """The records up to a step; later ones, which a resumed run writes again, are removed from the file."""
@@ -160,10 +213,26 @@ def _commit() -> str | None:
     return result.stdout.strip() or None
 
 
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("step-"))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Renamed first, so that half of a checkpoint is not taken for one."""
+    removed = checkpoint.with_suffix(REMOVED)
+    shutil.rmtree(removed, ignore_errors=True)
+    checkpoint.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)  # or else before the next checkpoint
+
+
 def _fsync_tree(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for path in [*folder.rglob("*"), folder]:
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

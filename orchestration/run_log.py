@@ -3,12 +3,15 @@
 import json
 import statistics
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.run_samples import rows_of
+from actors.slot import WorkerState
 from core.messages import RolloutGroup
+from orchestration.ledger import Ledger
 from orchestration.metrics_hub import MetricsHub
 from orchestration.terminal import TerminalView
 
@@ -32,6 +35,8 @@ LEARNING_METRICS = (
     "logprob_gap_mean",
 )
 """Learner metrics that are gauges of the same name."""
+NUM_EVENTS = 20
+"""That a status tells of."""
 PUSH_PARTS = ("pack", "probe", "load", "verify")
 
 
@@ -45,24 +50,44 @@ class RunLog:
         self._started = time.perf_counter()
         self.records: list[dict[str, Any]] = []
         """One a step, as written to metrics.jsonl."""
+        self.phase_name = "start"
+        self.events: deque[str] = deque(maxlen=NUM_EVENTS)
+        """The latest, with the time of day."""
+        self.ledger: Ledger | None = None
+        """Where the run's events are journaled, once it is open."""
         (run_folder / "samples").mkdir(exist_ok=True)
 
     def phase(self, name: str) -> None:
         """What the run does, or waits for, from now on."""
+        self.phase_name = name
         self._view.phase(name)
 
     def note(self, text: str) -> None:
         self._view.note(text)
 
+    def event(self, kind: str, text: str) -> None:
+        """Something happened to the run that is no step: for the terminal, the status and the journal."""
+        self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
+        self._view.note(text)
+        if self.ledger is not None:  # what happens before it is open is not in it
+            self.ledger.note(kind, {"text": text})
+
     def worker_event(self, worker: str, event: str) -> None:
         """A worker joins, dies or leaves."""
-        self._view.note(f"{worker} {event}")
+        self.event("worker", f"{worker} {event}")
         if event.startswith("died"):
             self._hub.add("leash_worker_restarts_total", 1, kind=worker.rpartition("-")[0] or worker)
 
     def discard(self, number: int, num_rollouts: int, reason: str) -> None:
         """A group's completions will never be trained on; another prompt takes its place."""
         self._hub.add("leash_groups_discarded_total", 1, reason=reason)
+        assert self.ledger is not None, "groups are sampled after it was opened"
+        self.ledger.discard(number, num_rollouts, reason)
+
+    def workers(self, kind: str, states: Sequence[WorkerState]) -> None:
+        """The states of the workers of a kind."""
+        for state in WorkerState:
+            self._hub.set("leash_workers", states.count(state), kind=kind, state=str(state))
 
     def memory(self, sizes: dict[str, int]) -> None:
         """Memory of each worker, by its stable name."""

@@ -33,6 +33,24 @@ def _check_resampling(rollout: RolloutConfig) -> Iterator[Contradiction]:
         )
 
 
+def _check_autoscale(rollout: RolloutConfig) -> Iterator[Contradiction]:
+    scale = rollout.autoscale
+    if scale is None:
+        return
+    if not scale.min_workers <= rollout.workers <= scale.max_workers:
+        yield Contradiction(
+            ("rollout.workers", "rollout.autoscale.min_workers", "rollout.autoscale.max_workers"),
+            f"the run would start outside of {scale.min_workers} to {scale.max_workers} workers",
+            "set a number between the two",
+        )
+    if not scale.shrink_below < scale.grow_above:
+        yield Contradiction(
+            ("rollout.autoscale.shrink_below", "rollout.autoscale.grow_above"),
+            "the number of workers would go up and down for ever",
+            f"set less than {scale.grow_above:g}",
+        )
+
+
 def _check_batch(
     algorithm: AlgorithmConfig, trainer: TrainerConfig, learner: LearnerConfig
 ) -> Iterator[Contradiction]:
@@ -104,6 +122,7 @@ def _check_rewards(rewards: list[RewardConfig]) -> Iterator[Contradiction]:
 
 RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_resampling,
+    _check_autoscale,
     _check_batch,
     _check_completion_length,
     _check_token_budgets,

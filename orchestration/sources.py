@@ -6,7 +6,7 @@ and the seeds), so a resumed run goes on where it stopped.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from actors.config import SEEDS_PER_GROUP
 from actors.rollout import RolloutPool
@@ -82,6 +82,37 @@ class SampledGroups:
             group_id=f"group-{number}",
             seeds=range(first, first + self._group_size),
         )
+
+
+class GroupLedger(Protocol):
+    """Who keeps what was sampled until it is trained on: `orchestration.ledger.Ledger`."""
+
+    def durable(self, number: int) -> RolloutGroup | None: ...
+
+    def lease(self, number: int) -> Any: ...
+
+    def acknowledge(self, lease: Any, group: RolloutGroup) -> bool: ...
+
+
+class JournaledGroups:
+    """Groups of another source, each journaled once. What an earlier driver has sampled is not sampled again."""
+
+    def __init__(self, source: GroupSource, ledger: GroupLedger) -> None:
+        self.on_policy = source.on_policy
+        self._source = source
+        self._ledger = ledger
+
+    async def group(self, number: int) -> RolloutGroup:
+        """The group that was acknowledged under this number, whoever sampled it."""
+        if (kept := self._ledger.durable(number)) is not None:
+            return kept
+        lease = self._ledger.lease(number)
+        group = await self._source.group(number)
+        if self._ledger.acknowledge(lease, group):
+            return group
+        accepted = self._ledger.durable(number)
+        assert accepted is not None, f"group {number} was refused, and nothing else was accepted"
+        return accepted
 
 
 class DatasetGroups:

@@ -35,6 +35,13 @@ class LearnerHandle(Protocol):
     async def pack_weights(self) -> tuple[WeightManifest, dict[str, float]]: ...
 
 
+class StepLedger(Protocol):
+    """Who remembers which groups each step trained on."""
+
+    def begin_step(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+        """On disk once it returns."""
+
+
 class Observer(Protocol):
     """Who is told what the loop does: logs, metrics, the terminal."""
 
@@ -59,6 +66,7 @@ class Trainer:
         learner: LearnerHandle,
         source: GroupSource,
         observer: Observer,
+        ledger: StepLedger,
         prompts_per_step: int,
         max_lag: int,
         deadlines: DeadlinesConfig,
@@ -68,15 +76,30 @@ class Trainer:
         self._learner = learner
         self._source = source
         self._observer = observer
+        self._ledger = ledger
         self._prompts_per_step = prompts_per_step
         self._max_lag = max_lag
         self._deadlines = deadlines
         self._evaluate_every = evaluate_every
         self._stopping = False
+        self._running = asyncio.Event()
+        self._running.set()
 
     def stop(self) -> None:
         """End after the step in progress."""
         self._stopping = True
+        self._running.set()
+
+    def pause(self) -> None:
+        """Stand still after the step in progress. What is being sampled is finished."""
+        self._running.clear()
+
+    def resume(self) -> None:
+        self._running.set()
+
+    @property
+    def is_paused(self) -> bool:
+        return not self._running.is_set()
 
     async def train(self, *, start: int, stop: int, after_step: Callable[[int], Awaitable[None]]) -> int:
         """Take the policy from version `start` to `stop`; the version reached, less if told to stop.
@@ -89,9 +112,15 @@ class Trainer:
         started = time.perf_counter()
         try:
             while version < stop and not self._stopping:
+                if self.is_paused:
+                    self._observer.phase("pause")
+                    await self._running.wait()
+                    started = time.perf_counter()
+                    continue
                 timing = {"started": started}
                 self._observer.phase("rollout")
                 groups = await queue.take_step(deadline_s=self._deadlines.rollout_s)
+                self._ledger.begin_step(version + 1, groups)
                 timing["rollout_s"] = _lap(timing)
                 self._observer.phase("learn")
                 learning = await self._learner.train_step(groups)

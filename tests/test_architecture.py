@@ -26,6 +26,8 @@ DOORS = {
     "ray": {"core/remote.py", "actors/handles.py", "learner/group.py", "orchestration/cluster.py"},
     "prometheus_client": {"orchestration/metrics_hub.py"},
     "rich": {"orchestration/terminal.py"},
+    "starlette": {"orchestration/control.py"},
+    "uvicorn": {"orchestration/control.py"},
 }
 """Heavy or intrusive library -> the only files that import it."""
 

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
+from actors.config import FaultsConfig
+from actors.fleet import Fleet
 from actors.rollout import RolloutPool, WeightedReward
-from core.errors import UserError
+from core.errors import RetriesExhausted, UserError, WorkerLost
 from core.messages import Completion, Demonstration, DemonstrationGroup, Float32s, RolloutGroup, SampleRequest
 from core.weights import WeightManifest
 from tests.fakes import (
@@ -268,3 +271,51 @@ def test_an_error_of_the_reference_on_a_text_surfaces_as_it_is_and_ends_the_grou
 
     assert run_virtually(fails_at()) == 1.0
     assert reference.num_cancelled == 2
+
+
+class DyingSampler(FakeSampler):
+    """Delivers the first completion, and dies."""
+
+    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
+        async for completion in super().sample(requests):
+            yield completion
+            self.kill()
+            raise WorkerLost(f"{self.name} died (sampling)")
+
+
+def test_what_a_dying_worker_has_delivered_is_kept_and_the_rest_sampled_by_another() -> None:
+    """With the same seeds, so that the group is the one that it would have been."""
+    dying, other = DyingSampler("rollout-0"), FakeSampler("rollout-1")
+    group = roll_out(make_pool(dying, other), [11, 12, 13])
+    assert [seed_of(rollout.completion) for rollout in group.rollouts] == [11, 12, 13]
+    assert [request.seed for request in other.requests] == [12, 13]
+
+
+def test_completions_that_kill_every_worker_end_in_an_error_that_names_them() -> None:
+    pool = make_pool(*(DyingSampler(f"rollout-{index}") for index in range(4)))
+    with pytest.raises(RetriesExhausted, match="g-3: 3 rollout workers were lost on it; the last: rollout-2"):
+        run_virtually(pool.roll_out(PROMPT, group_id="g", seeds=range(5)))
+
+
+def test_a_worker_that_comes_late_has_the_present_weights_before_it_serves() -> None:
+    started: list[FakeSampler] = []
+
+    def launch(name: str) -> FakeSampler:
+        started.append(FakeSampler(name, version=-1))
+        return started[-1]
+
+    async def scenario() -> list[int]:
+        fleet: Fleet[Any] = Fleet("rollout", launch, faults=FaultsConfig(), start_s=100)
+        pool = RolloutPool(fleet, FakeScorer(flat_reference), {})
+        await fleet.start(1)
+        await asyncio.sleep(10.0)
+        early = [str(slot.state) for slot in fleet.slots]
+        await pool.push_weights(pack_version_5)
+        fleet.scale(2)
+        await asyncio.sleep(1.0)
+        assert (early, [str(slot.state) for slot in fleet.slots]) == (["stale"], ["serving", "serving"])
+        assert pool.policy_version == 5
+        await fleet.close()
+        return [sampler.version for sampler in started]
+
+    assert run_virtually(scenario()) == [5, 5]

@@ -37,7 +37,7 @@ def test_collections_take_turns_by_weight() -> None:
     assert Counter(unweighted[number] for number in range(300)) == {"a": 100, "b": 100, "c": 100}
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(1e-3, 1e3), st.integers(1, 9)), min_size=2, max_size=4),
     st.integers(0, 2**40),

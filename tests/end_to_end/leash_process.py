@@ -99,7 +99,7 @@ class LeashProcess:
     def left_behind(self, patience_s: float = 10.0) -> list[str]:
         """Processes and shared memory that outlive it. Ray's own helpers may take a few seconds to notice."""
         stop = time.monotonic() + patience_s
-        while (left := self._descendants()) and time.monotonic() < stop:
+        while (left := self.descendants()) and time.monotonic() < stop:
             time.sleep(0.2)
         files = shared_memory_files() - self._shared_before
         return [" ".join(process.cmdline())[:200] for process in left if process.is_running()] + sorted(files)
@@ -108,14 +108,14 @@ class LeashProcess:
         """End everything that it started."""
         for process in [psutil.Process(self._process.pid)] if self.running else []:
             process.kill()
-        for process in self._descendants():
+        for process in self.descendants():
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
         self._process.wait(timeout=10)
 
-    def _descendants(self) -> list[psutil.Process]:
+    def descendants(self) -> list[psutil.Process]:
         """Living processes that carry its mark, whoever is their parent by now."""
         return [process for process in psutil.process_iter() if self._is_marked(process)]
 

@@ -9,7 +9,7 @@ importing DeepSpeed takes longer than they do.
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -229,21 +229,23 @@ def three_steps(zero_stage: int, algorithm: AlgorithmConfig, **keys: Any) -> Sce
     return run
 
 
-def resume(zero_stage: int, algorithm: AlgorithmConfig) -> Scenario:
+def resume(zero_stage: int, algorithm: AlgorithmConfig, **keys: Any) -> Scenario:
     """Two steps, a checkpoint and two more, by the same learner and by one that loads the checkpoint."""
 
     def run(rank: Rank, name: str) -> None:
-        learner = rank.learner(zero_stage, algorithm)
+        learner = rank.learner(zero_stage, algorithm, **keys)
+        torch.manual_seed(rank.rank)  # ranks that draw different numbers
         for step in range(2):
             learner.train_step(rank.groups(step))
         folder = rank.folder / f"{name}-checkpoint"
         folder.mkdir(exist_ok=True)
         checkpoint.save(learner, folder, rank=rank.rank)
-        for kind, trained in (("uninterrupted", learner), ("resumed", rank.learner(zero_stage, algorithm))):
-            if trained is not learner:
-                checkpoint.load(trained, folder)
-            metrics = [trained.train_step(rank.groups(step)) for step in (2, 3)]
-            rank.write(f"{name}-{kind}", trained, metrics=metrics, version=trained.policy_version)
+        for kind in ("uninterrupted", "resumed"):
+            if kind == "resumed":
+                learner = rank.learner(zero_stage, algorithm, **keys)
+                checkpoint.load(learner, folder)
+            metrics = [learner.train_step(rank.groups(step)) for step in (2, 3)]
+            rank.write(f"{name}-{kind}", learner, metrics=metrics, version=learner.policy_version)
 
     return run
 
@@ -379,6 +381,8 @@ SCENARIOS: dict[str, Scenario] = {
     "rloo-minibatches": three_steps(0, RLOOConfig(kind="rloo", num_epochs=2, num_minibatches=4)),
     **{f"resume-rloo-{stage}": resume(stage, RLOO) for stage in range(4)},
     **{f"resume-ppo-{stage}": resume(stage, PPO) for stage in range(4)},
+    **{f"resume-dropout-attention-{stage}": resume(stage, RLOO, dropout=0.5) for stage in range(4)},
+    **{f"resume-dropout-adapters-{stage}": resume(stage, RLOO, dropout=0.5, **LORA) for stage in range(4)},
     **{f"save-{stage}": save_model(stage) for stage in range(4)},
     **{f"base-{stage}": base_as_reference(stage) for stage in (0, 3)},
     "dropout-attention": dropping_out(0),
@@ -400,17 +404,17 @@ def _weights(learner: Learner) -> dict[str, torch.Tensor]:
     }
 
 
-def main() -> None:
+def main(scenarios: Mapping[str, Scenario]) -> None:
     rank, world_size, port = (int(argument) for argument in sys.argv[1:4])
     torch.set_num_threads(1)  # as many as sum up to the machine's cores, and the same for every world size
     join_group(rank=rank, world_size=world_size, address="127.0.0.1", port=port, deadline_s=DEADLINE_S)
     process = Rank(rank, world_size, Path(sys.argv[4]))
     for name in sys.argv[5:]:
-        SCENARIOS[name](process, f"{name}-world{world_size}")
+        scenarios[name](process, f"{name}-world{world_size}")
     with suppress(Exception):  # the tests look at what was written
         leave_group()
 
 
 if __name__ == "__main__":
     os.environ["DS_ACCELERATOR"] = "cpu"
-    main()
+    main(SCENARIOS)

@@ -1,11 +1,5 @@
 """The learner on real DeepSpeed ranks: processes that talk over gloo, without Ray."""
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.learner.learner_rank import METHODS, SCENARIOS, VOCABULARY
+from tests.learner.ranks import facts, run_ranks
 from tests.tiny_models import build_tiny_model, build_tiny_scalar_model
 
 pytestmark = pytest.mark.real
@@ -23,6 +18,7 @@ STAGES = (0, 1, 2, 3)
 ONE_RANK = (
     *(f"rloo-{stage}" for stage in STAGES),
     *("ppo-0", "ppo-2", "rloo-small-rows", "ppo-small-rows", "rloo-checkpointing", "rloo-minibatches"),
+    *("resume-dropout-attention-0", "resume-dropout-adapters-0"),
     *("resume-ppo-0", "resume-rloo-2", "save-0", "base-0", "dropout-attention", "dropout-adapters"),
     *(name for name in SCENARIOS if name.startswith("nan-")),
     *(f"{method}-{rest}" for method in METHODS for rest in ("0", "small-rows")),
@@ -30,10 +26,9 @@ ONE_RANK = (
 TWO_RANKS = (
     *(f"rloo-{stage}" for stage in STAGES),
     *("ppo-0", "ppo-3", "rloo-small-rows", "resume-rloo-0", "resume-ppo-2", "resume-rloo-3", "save-3"),
-    *("nan-rloo-score", "base-3"),
+    *("resume-dropout-attention-2", "resume-dropout-adapters-3", "nan-rloo-score", "base-3"),
     *(f"{method}-{stage}" for method in METHODS for stage in (0, 3)),
 )
-DEADLINE_S = 200
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
 """What float32 allows after three steps of Adam at 1e-3: sums over ranks are taken in another order."""
 NOISY_FRACTION, NOISE = 1e-4, 3e-4
@@ -49,37 +44,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_ranks(folder, 1, ONE_RANK)
     run_ranks(folder, 2, TWO_RANKS)
     return folder
-
-
-def run_ranks(folder: Path, world_size: int, scenarios: tuple[str, ...]) -> None:
-    """Run scenarios in one process a rank, and wait for all; none is left behind."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    module = [sys.executable, "-m", "tests.learner.learner_rank"]
-    logs = [folder / f"world{world_size}-rank{rank}.log" for rank in range(world_size)]
-    processes = [
-        subprocess.Popen(
-            [*module, str(rank), str(world_size), str(port), str(folder), *scenarios],
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [process.wait(timeout=DEADLINE_S) for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    said = "\n".join(log.read_text(encoding="utf-8")[-3000:] for log in logs)
-    assert codes == [0] * world_size, said
-
-
-def facts(folder: Path, name: str, rank: int = 0) -> Any:
-    return json.loads((folder / f"{name}-{rank}.json").read_text(encoding="utf-8"))
 
 
 def assert_same_weights(folder: Path, name: str, other: str) -> None:
@@ -178,6 +142,10 @@ def test_the_gap_is_the_distance_of_behavior_and_policy_log_probs(results: Path)
         "resume-rloo-0-world2",
         "resume-ppo-2-world2",
         "resume-rloo-3-world2",
+        "resume-dropout-attention-0-world1",
+        "resume-dropout-adapters-0-world1",
+        "resume-dropout-attention-2-world2",
+        "resume-dropout-adapters-3-world2",
     ],
 )
 def test_a_resumed_learner_goes_on_bit_for_bit(results: Path, name: str) -> None:

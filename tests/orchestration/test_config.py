@@ -280,6 +280,14 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             )
             for estimator in ("k1", "k2", "k3", "abs")
         ),
+        (
+            ["rollout.workers=5", "rollout.autoscale.max_workers=4"],
+            "rollout.workers = 5: the run would start outside of 1 to 4 workers",
+        ),
+        (
+            ["rollout.autoscale.max_workers=4", "rollout.autoscale.shrink_below=0.5"],
+            "rollout.autoscale.shrink_below = 0.5: the number of workers would go up and down for ever",
+        ),
         (["algorithm.num_minibatches=4"], "algorithm.num_minibatches = 4: a mini-batch"),
         (
             ["learner.world_size=4"],

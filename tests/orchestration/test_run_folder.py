@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from orchestration import run_folder
 from orchestration.config import Recipe
 from orchestration.recipe import load_recipe
 from orchestration.run_folder import RunFolder, write_atomically
@@ -40,12 +39,6 @@ def folder(recipe: Recipe, tmp_path: Path) -> RunFolder:
     return RunFolder.create(recipe, tmp_path / "run")
 
 
-def checkpoint(folder: RunFolder, step: int, content: str = "weights") -> Path:
-    unfinished = folder.begin_checkpoint(step)
-    (unfinished / "state.pt").write_text(content, encoding="utf-8")
-    return folder.commit_checkpoint(unfinished)
-
-
 def test_a_new_run_keeps_its_recipe_and_versions_first(folder: RunFolder, recipe: Recipe) -> None:
     assert load_recipe(folder.path / "recipe.toml") == recipe
     kept = json.loads((folder.path / "run.json").read_text(encoding="utf-8"))
@@ -66,57 +59,6 @@ def test_a_run_is_resumed_with_its_own_settings_only(folder: RunFolder, tmp_path
         RunFolder.reopen(other, folder.path)
     with pytest.raises(UserError, match="no run to resume"):
         RunFolder.reopen(same, tmp_path / "elsewhere")
-
-
-def test_a_checkpoint_counts_once_it_is_whole(folder: RunFolder) -> None:
-    assert folder.latest_checkpoint() is None
-    unfinished = folder.begin_checkpoint(5)
-    (unfinished / "state.pt").write_text("half", encoding="utf-8")
-    assert folder.latest_checkpoint() is None  # killed here, there is none
-    assert folder.commit_checkpoint(unfinished) == folder.latest_checkpoint()
-
-
-def test_the_newest_checkpoint_is_found_and_kept_alone(folder: RunFolder) -> None:
-    for step in (9, 10, 100):
-        last = checkpoint(folder, step)
-        assert folder.latest_checkpoint() == last == folder.path / "checkpoints" / f"step-{step:06d}"
-    assert list((folder.path / "checkpoints").iterdir()) == [last]
-
-
-def test_of_two_whole_checkpoints_the_newer_one_counts(folder: RunFolder) -> None:
-    """Killed after the rename, before the older one was removed."""
-    newer = checkpoint(folder, 10)
-    (folder.path / "checkpoints" / "step-000009").mkdir()
-    assert folder.latest_checkpoint() == newer
-
-
-def test_leftovers_of_a_killed_run_are_not_taken_for_a_checkpoint_nor_mixed_into_one(
-    folder: RunFolder,
-) -> None:
-    whole = checkpoint(folder, 5)
-    (folder.begin_checkpoint(10) / "half").write_text("", encoding="utf-8")
-    assert folder.latest_checkpoint() == whole
-    again = folder.begin_checkpoint(10)
-    assert list(again.iterdir()) == []
-    assert folder.latest_checkpoint() == whole
-    folder.commit_checkpoint(again)
-    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["step-000010"]
-
-
-@pytest.mark.parametrize("step", [5, 6], ids=["same step again", "next step"])
-def test_a_crash_while_the_disk_is_written_leaves_the_last_checkpoint(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    whole = checkpoint(folder, 5, "old")
-
-    def crash(path: Path) -> None:
-        raise OSError("killed")
-
-    monkeypatch.setattr(run_folder, "_fsync_tree", crash)
-    with pytest.raises(OSError, match="killed"):
-        checkpoint(folder, step, "new")
-    assert folder.latest_checkpoint() == whole
-    assert (whole / "state.pt").read_text(encoding="utf-8") == "old"
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,21 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.config import FaultsConfig
+from actors.fleet import Fleet
 from actors.rollout import RolloutPool, WeightedReward
-from core.messages import Completion, DemonstrationGroup, RolloutGroup
+from core.errors import RetriesExhausted
+from core.messages import Completion, DemonstrationGroup, RolloutGroup, SampleRequest
 from core.stream import SeededStream
-from orchestration.sources import DatasetGroups, SampledGroups
+from core.weights import WeightManifest
+from orchestration.sources import DatasetGroups, JournaledGroups, SampledGroups
 from tests.fakes import (
     FakeSampler,
     FakeScorer,
@@ -19,6 +24,7 @@ from tests.fakes import (
     make_completion,
     make_demonstration,
     make_group,
+    make_manifest,
     make_prompt,
     make_rollout,
     run_virtually,
@@ -234,3 +240,101 @@ def test_what_a_run_sampled_is_measured_from_the_present_reference() -> None:
         assert rollout.completion is groups[k].rollouts[0].completion
         assert rollout.score == groups[k].rollouts[0].score
         assert rollout.reference_logprobs_T[-1] == pytest.approx(math.log(0.5))
+
+
+class FakeLedger:
+    """Accepts the first group of each number."""
+
+    def __init__(self, *, stale: bool = False) -> None:
+        self.kept: dict[int, RolloutGroup] = {}
+        self._stale = stale
+
+    def durable(self, number: int) -> RolloutGroup | None:
+        return self.kept.get(number)
+
+    def lease(self, number: int) -> int:
+        return number
+
+    def acknowledge(self, lease: int, group: RolloutGroup) -> bool:
+        if self._stale:
+            self.kept[lease] = make_group("accepted before", group.rollouts)
+            return False
+        self.kept[lease] = group
+        return True
+
+
+class CountingSource:
+    on_policy = True
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def group(self, number: int) -> RolloutGroup:
+        self.asked.append(number)
+        return make_group(f"group-{number}", [make_rollout(make_completion(number))])
+
+
+def test_what_was_journaled_is_not_sampled_again() -> None:
+    source, ledger = CountingSource(), FakeLedger()
+    first = run_virtually(JournaledGroups(source, ledger).group(5))
+    again = run_virtually(JournaledGroups(source, ledger).group(5))
+    assert (source.asked, again) == ([5], first)
+    assert ledger.kept == {5: first}
+
+
+def test_a_refused_group_gives_way_to_the_one_that_was_accepted() -> None:
+    group = run_virtually(JournaledGroups(CountingSource(), FakeLedger(stale=True)).group(5))
+    assert group.group_id == "accepted before"
+
+
+class Killing(FakeSampler):
+    """Dies of every request whose seed is below 3004."""
+
+    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
+        if requests[0].seed < 3_004:
+            self.kill()
+        async for completion in super().sample(requests):
+            yield completion
+
+
+def lost_groups(*, replace_lost: bool) -> tuple[list[Any], RolloutGroup]:
+    """Group 3 of a run whose first two prompts kill every worker that they are given to."""
+    discarded: list[Any] = []
+
+    async def scenario() -> RolloutGroup:
+        fleet: Fleet[Any] = Fleet("rollout", Killing, faults=FaultsConfig(max_retries=1), start_s=1e4)
+        rewards = {"one": WeightedReward(server=FakeScorer(lambda completion: 1.0), weight=1.0)}
+        pool = RolloutPool(fleet, FakeScorer(flat_reference), rewards, max_retries=1)
+        await fleet.start(2)
+        source = SampledGroups(
+            pool,
+            SeededStream([PROMPTS], seed=0),
+            group_size=2,
+            max_resamples=0,
+            replace_lost=replace_lost,
+            seed=0,
+            on_discard=lambda *discard: discarded.append(discard),
+        )
+
+        async def pack() -> tuple[WeightManifest, dict[str, float]]:
+            return make_manifest(0), {}
+
+        try:
+            await pool.push_weights(pack)
+            return await source.group(3)
+        finally:
+            await fleet.close()
+
+    return discarded, run_virtually(scenario())
+
+
+def test_a_group_that_is_lost_with_every_worker_is_replaced_and_counted() -> None:
+    discarded, group = lost_groups(replace_lost=True)
+    assert discarded == [(3, 2, "workers lost")] * 2
+    assert [r.completion.token_ids_T[-1] for r in group.rollouts] == [3_004, 3_005]
+    assert group.group_id == "group-3"
+
+
+def test_a_group_that_is_lost_ends_the_run_where_that_is_asked_for() -> None:
+    with pytest.raises(RetriesExhausted, match="group-3-0: 2 rollout workers were lost on it"):
+        lost_groups(replace_lost=False)

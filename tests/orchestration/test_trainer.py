@@ -33,16 +33,21 @@ GROUP_SIZE = 2
 
 
 class Events:
-    """The trainer's observer."""
+    """The trainer's observer, and its ledger."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
+        self.begun: list[tuple[int, list[str]]] = []
         self.timings: list[dict[str, float]] = []
         self.versions: list[int] = []
         self.learning: list[dict[str, float]] = []
 
     def phase(self, name: str) -> None:
         self.events.append(name)
+
+    def begin_step(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+        assert len(groups) == PROMPTS_PER_STEP
+        self.begun.append((step, [group.group_id for group in groups]))
 
     def step(
         self,
@@ -108,6 +113,7 @@ class Loop:
                 on_discard=lambda *arguments: None,
             ),
             observer=self.observer,
+            ledger=self.observer,
             prompts_per_step=PROMPTS_PER_STEP,
             max_lag=max_lag,
             deadlines=DeadlinesConfig(rollout_s=rollout_s),
@@ -307,3 +313,59 @@ def test_the_slowest_pull_and_the_largest_gap_are_reported() -> None:
     timing = loop.observer.timings[0]
     assert {name: timing[name] for name in wanted} == wanted
     assert {"rollout_s", "learn_s", "push_s"} <= timing.keys()
+
+
+def test_a_step_is_in_the_ledger_before_the_learner_sees_its_groups() -> None:
+    loop = Loop()
+    seen: list[int] = []
+    train_step = loop.learner.train_step
+
+    async def look(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        seen.append(len(loop.observer.begun))
+        return await train_step(groups)
+
+    loop.learner.train_step = look  # type: ignore[method-assign]
+    loop.train(3)
+    assert seen == [1, 2, 3]
+    assert loop.observer.begun == [
+        (step, [f"group-{3 * (step - 1) + index}" for index in range(3)]) for step in (1, 2, 3)
+    ]
+
+
+def test_a_paused_loop_stands_still_after_its_step_and_goes_on() -> None:
+    loop = Loop(delay_s=lambda request: 1.0)
+
+    async def pause(version: int) -> None:
+        if version == 2:
+            loop.trainer.pause()
+            asyncio.get_running_loop().call_later(500.0, loop.trainer.resume)
+
+    assert loop.train(4, pause) == 4
+    assert loop.observer.events.count("pause") == 1
+    assert loop.learner.version == 4
+    waited = [timing["rollout_s"] for timing in loop.observer.timings]
+    assert max(waited) < 10, "standing still is not waiting for rollouts"
+
+
+def test_a_paused_loop_can_be_stopped() -> None:
+    loop = Loop(delay_s=lambda request: 1.0)
+
+    async def pause(version: int) -> None:
+        loop.trainer.pause()
+        asyncio.get_running_loop().call_later(500.0, loop.trainer.stop)
+
+    assert loop.train(4, pause) == 1
+
+
+def test_a_rollout_worker_that_dies_changes_nothing_in_what_is_trained_on() -> None:
+    def drawn(dies: bool) -> list[Any]:
+        loop = Loop(max_lag=1)
+
+        async def kill_one(version: int) -> None:
+            if dies and version == 3:
+                asyncio.get_running_loop().call_later(0.5, loop.samplers[1].kill)
+
+        assert loop.train(10, kill_one) == 10
+        return loop.drawn
+
+    assert drawn(dies=True) == drawn(dies=False)

@@ -1,0 +1,68 @@
+"""From where a run goes on: the newest whole checkpoint, and the ledger and the records brought to it."""
+
+import asyncio
+from pathlib import Path
+
+from learner.group import LearnerGroup
+from orchestration.config import Recipe
+from orchestration.ledger import Ledger
+from orchestration.run_folder import RunFolder
+from orchestration.run_log import RunLog
+
+
+class Checkpoints:
+    """Saves the learner and brings it back, together with the account of what it was trained on.
+
+    version = await checkpoints.resume()      # 0 for a new run
+    await checkpoints.save(version)           # from here on the steps up to this one are committed
+    version = await checkpoints.roll_back()   # the learner died and is up again
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, learner: LearnerGroup, log: RunLog) -> None:
+        self._recipe = recipe
+        self._folder = folder
+        self._learner = learner
+        self._log = log
+        self.ledger: Ledger
+
+    async def resume(self) -> int:
+        """The version that training starts from: that of the newest whole checkpoint, or 0."""
+        checkpoint = await asyncio.to_thread(self._folder.latest_checkpoint)
+        version = await self._load(checkpoint)
+        self.ledger = Ledger.open(
+            self._folder.path,
+            committed_step=version,
+            groups_per_step=self._recipe.trainer.prompts_per_step,
+            journals_groups=not self._recipe.datasets,
+        )
+        return version
+
+    async def roll_back(self) -> int:
+        """The version that the learner, started anew, goes on from."""
+        version = await self._load(await asyncio.to_thread(self._folder.latest_checkpoint))
+        self.ledger.rollback(version)
+        return version
+
+    async def save(self, version: int) -> None:
+        """A checkpoint of this version, which commits the steps up to it. Sampling goes on meanwhile."""
+        unfinished = self._folder.begin_checkpoint(version).absolute()
+        await self._learner.save(unfinished)
+        self.ledger.require_ownership()
+        await asyncio.to_thread(
+            self._folder.commit_checkpoint, unfinished, keep=self._recipe.trainer.keep_checkpoints
+        )
+        self.ledger.commit(version)
+
+    def close(self) -> None:
+        """Let go of the ledger."""
+        if hasattr(self, "ledger"):
+            self.ledger.close()
+
+    async def _load(self, checkpoint: Path | None) -> int:
+        for damage in self._folder.damaged:
+            self._log.note(f"not resumed from a damaged checkpoint: {damage}")
+        version = 0 if checkpoint is None else await self._learner.load(checkpoint.absolute())
+        self._log.records = self._folder.cut_records_after(version)
+        if checkpoint is not None:
+            self._log.note(f"resumed from {checkpoint}")
+        return version

@@ -1,0 +1,244 @@
+"""Kills the processes of a run, one after the other at random moments, and says what became of the run.
+
+    python -m tests.end_to_end.chaos --seed 0 --faults 30      (make chaos SEED=0)
+
+Every part is real: vLLM, DeepSpeed, Ray, and SIGKILL. The model is tiny. A fault is survived once whoever was
+killed is replaced and a step later than any before is done.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from core.remote import WORKER_VARIABLE
+from tests.end_to_end.leash_process import LeashProcess, leash, records
+
+DEADLINE_S = 400
+"""For one recovery: ten times what it takes on two idle cores."""
+CHECKPOINT_EVERY = 10
+LEARNED = ("score_mean", "kl_nats_per_sequence", "policy_loss", "gradient_norm", "logprob_gap_max")
+"""Figures of a step that follow from its rollouts and its weights alone."""
+KINDS = ("rollout", "reference", "reward", "learner", "driver")
+
+RECIPE = """\
+name = "chaos"
+
+[model]
+path = "{model}"
+max_model_len = 64
+
+[prompts]
+kind = "jsonl"
+path = "{prompts}"
+heldout_fraction = 0.5
+
+[[rewards]]
+kind = "function"
+name = "letter_e"
+function = "tests.end_to_end.reward_functions:letter_e"
+
+[rollout]
+workers = 2
+group_size = 4
+max_new_tokens = 8
+resources = {{ num_cpus = 0.1, threads = 1 }}
+
+[reference]
+resources = {{ num_cpus = 0.1, threads = 1 }}
+
+[algorithm]
+kind = "rloo"
+
+[learner]
+learning_rate = 1e-3
+resources = {{ num_cpus = 0.1, threads = 1 }}
+
+[trainer]
+steps = 100000
+prompts_per_step = 4
+heldout_prompts = 4
+checkpoint_every = {checkpoint_every}
+save_model = false
+
+[faults]
+heartbeat_s = 1
+"""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of the faults of one kind."""
+
+    recovery_s: list[float] = field(default_factory=list)
+    redone_tokens: int = 0
+    """Tokens of steps that were trained on again, because the last checkpoint was older."""
+
+
+class Chaos:
+    """A run, and who kills its processes.
+
+    with Chaos(recipe, folder) as chaos:
+        chaos.strike("rollout", random.Random(0))
+        output = chaos.stop()
+    """
+
+    def __init__(self, recipe: Path, folder: Path, *overrides: str) -> None:
+        self._command: list[str | Path] = ["train", recipe, *overrides, "--run", folder]
+        self.folder = folder
+        self.tallies: dict[str, Tally] = defaultdict(Tally)
+        self.differences: list[str] = []
+        """Where a step that was done again, from journaled rollouts, came out otherwise."""
+        self._num_drivers = 0
+        self._process = self._launch()
+
+    def __enter__(self) -> "Chaos":
+        try:
+            self._until(lambda: self.step >= 1)
+        except BaseException:
+            self._process.kill()
+            raise
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+
+    @property
+    def step(self) -> int:
+        """The last step that is done, and not undone by a crash."""
+        done = records(self.folder)
+        return int(done[-1]["step"]) if done else 0
+
+    def strike(self, kind: str, chance: random.Random) -> None:
+        """After a moment kill a process of this kind, and wait until the run has got over it."""
+        time.sleep(chance.uniform(0.0, 2.0))
+        done, struck = records(self.folder), time.monotonic()
+        before = int(done[-1]["step"])
+        if kind == "driver":
+            self._process.kill()
+            self._process = self._launch("--resume")
+        else:
+            victim = chance.choice(self.processes(kind))
+            name = worker_of(victim)
+            victim.kill()
+            self._until(lambda: name in [worker_of(p) for p in self.processes(kind) if p.pid != victim.pid])
+        self._until(lambda: self.step > before)
+        tally = self.tallies[kind]
+        tally.recovery_s.append(time.monotonic() - struck)
+        if kind in ("learner", "driver"):
+            redone = [
+                record for record in done if record["step"] > before // CHECKPOINT_EVERY * CHECKPOINT_EVERY
+            ]
+            tally.redone_tokens += sum(int(record["tokens"]) for record in redone)
+            self.differences += list(_differences(redone, records(self.folder)))
+
+    def stop(self) -> str:
+        """Ask the run to end as a scheduler would; what it printed. Call once."""
+        self.wall_s = time.monotonic() - self._started
+        self._process.terminate()
+        return self._process.wait(DEADLINE_S).output
+
+    def processes(self, kind: str) -> list[psutil.Process]:
+        """Living workers of a kind."""
+        return [p for p in self._process.descendants() if worker_of(p).startswith(f"{kind}-")]
+
+    @property
+    def productive_fraction(self) -> float:
+        """Of the time since the first step: the part spent on steps that count."""
+        return sum(float(record["step_s"]) for record in records(self.folder)[1:]) / self.wall_s
+
+    def _launch(self, *options: str) -> LeashProcess:
+        self._num_drivers += 1
+        log = self.folder.with_name(f"{self.folder.name}-{self._num_drivers}.log")
+        return leash(*self._command, *options, log=log)
+
+    def _until(self, condition: Callable[[], bool]) -> None:
+        self._process.wait_until(condition, DEADLINE_S)
+
+
+def _differences(first: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]]) -> Iterator[str]:
+    by_step = {record["step"]: record for record in again}
+    for record in first:
+        for name in LEARNED:
+            value, other = record[name], by_step[record["step"]][name]
+            if value != other:
+                yield f"step {record['step']}: {name} was {value!r}, and is {other!r}"
+
+
+def worker_of(process: psutil.Process) -> str:
+    """The worker's stable name, such as rollout-0; empty if the process is none."""
+    try:
+        if not process.name().startswith("ray::"):
+            return ""
+        return str(process.environ().get(WORKER_VARIABLE, ""))
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
+
+
+def write_recipe(file: Path, *, model: Path, prompts: Path) -> Path:
+    """A run of tiny models that goes on until it is stopped."""
+    file.write_text(
+        RECIPE.format(model=model, prompts=prompts, checkpoint_every=CHECKPOINT_EVERY), encoding="utf-8"
+    )
+    return file
+
+
+def table(chaos: Chaos) -> str:
+    """One row a kind of fault."""
+    lines = [
+        "| killed | times | survived | recovery, median s | worst s | redone tokens |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for kind, tally in chaos.tallies.items():
+        times = tally.recovery_s
+        lines.append(
+            f"| {kind} | {len(times)} | {len(times)} | {statistics.median(times):.0f} | {max(times):.0f} "
+            f"| {tally.redone_tokens} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", type=int, default=30)
+    args = parser.parse_args()
+    chance = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        # torch, which only the making of the models needs.
+        from tests.tiny_models import build_tiny_model
+
+        prompts = home / "prompts.jsonl"
+        prompts.write_text(
+            "".join(f'{{"prompt": "Film {word} is"}}\n' for word in range(40)), encoding="utf-8"
+        )
+        recipe = write_recipe(home / "chaos.toml", model=build_tiny_model(home / "policy"), prompts=prompts)
+        with Chaos(recipe, home / "run") as chaos:
+            kinds = [*KINDS, *chance.choices(KINDS, k=max(0, args.faults - len(KINDS)))]
+            for number, kind in enumerate(kinds[: args.faults], start=1):
+                chaos.strike(kind, chance)
+                seconds = chaos.tallies[kind].recovery_s[-1]
+                print(f"{number}/{args.faults} {kind}: over it after {seconds:.0f} s, at step {chaos.step}")
+            chaos.stop()
+        print("\n".join(["", *chaos.differences]))
+        print(f"{table(chaos)}\n\nproductive fraction of the time: {chaos.productive_fraction:.2f}")
+        ended = leash("verify", home / "run", log=home / "verify.log").wait(DEADLINE_S)
+        print(f"\n{ended.output}")
+        sys.exit(ended.code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The ledger against a model in memory, in any order of events that hypothesis can think of.
+
+The model is a log of what was accepted and discarded, and how much of it is known to be on disk. After a crash the
+ledger must stand as after some part of that log, from its start, that holds at least what is on disk.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from core.errors import WorkerError
+from core.messages import RolloutGroup
+from orchestration.audit import audit, exported_rows
+from orchestration.journal_records import pack_group
+from orchestration.ledger import Lease, Ledger
+from tests.ledger_fakes import CrashingDisk, fresh_group
+
+GROUPS_PER_STEP = 2
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """A driver, its predecessors that live on, a learner with checkpoints, and a disk that forgets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.disk = CrashingDisk()
+        self.log: list[tuple[int, RolloutGroup | None]] = []
+        """Number and group that was accepted; None instead if it was discarded."""
+        self.num_durable = 0
+        """Entries of the log that are on disk for sure."""
+        self.begun_step = 0
+        self.checkpoints = [0]
+        """The step of the newest one, and before it, if a crash of the machine can lose that, the one it falls
+        back to."""
+        self.trained: dict[int, RolloutGroup] = {}
+        """By number: what the learner's present state was trained on."""
+        self.leases: list[Lease] = []
+        self.newest: dict[int, Lease] = {}
+        self.zombies: list[Ledger] = []
+        self.ledger = self._open()
+
+    def teardown(self) -> None:
+        self.ledger.finish("over")
+        self._check_audit()
+        found = audit(self.folder)
+        assert found.pending.groups == 0
+        discarded = sum(tally.trajectories for tally in found.discarded.values())
+        assert found.sampled.trajectories == found.committed.trajectories + discarded
+        self.disk.restart()
+        shutil.rmtree(self.folder)
+
+    # What a run does.
+
+    @rule(ahead=st.integers(0, 5))
+    def lease(self, ahead: int) -> None:
+        number = self.begun_step * GROUPS_PER_STEP + ahead
+        self.newest[number] = self.ledger.lease(number)
+        self.leases.append(self.newest[number])
+
+    @precondition(lambda self: self.leases)
+    @rule(which=st.integers(0, 10**6))
+    def deliver(self, which: int) -> None:
+        """By any lease that was ever given out, of this driver or an earlier one."""
+        lease = self.leases[-1 - which % len(self.leases)]
+        is_welcome = self.newest.get(lease.number) == lease and lease.number not in self._accepted()
+        group = fresh_group(lease.number)
+        assert self.ledger.acknowledge(lease, group) == is_welcome
+        if is_welcome:
+            del self.newest[lease.number]  # good for one delivery
+            self.log.append((lease.number, group))
+
+    @rule()
+    def sample_step(self) -> None:
+        """All that the next step still lacks."""
+        for number in self._next_numbers():
+            if number not in self._accepted():
+                group = fresh_group(number)
+                self.newest.pop(number, None)
+                assert self.ledger.acknowledge(self.ledger.lease(number), group)
+                self.log.append((number, group))
+
+    @rule(ahead=st.integers(0, 5))
+    def discard(self, ahead: int) -> None:
+        number = self.begun_step * GROUPS_PER_STEP + ahead
+        self.ledger.discard(number, 3, "no spread")
+        if number in self._accepted():
+            self.ledger.discard_durable(number, "too old")
+            self.log.append((number, None))
+
+    @rule()
+    def sync(self) -> None:
+        self.ledger.sync()
+        self.num_durable = len(self.log)
+
+    @precondition(lambda self: self._accepted().keys() >= set(self._next_numbers()))
+    @rule()
+    def begin_step(self) -> None:
+        groups = {number: self.ledger.durable(number) for number in self._next_numbers()}
+        present = {number: group for number, group in groups.items() if group is not None}
+        self.ledger.begin_step(self.begun_step + 1, list(present.values()))
+        self.trained |= present
+        self.begun_step += 1
+        self.num_durable = len(self.log)
+
+    @precondition(lambda self: self.begun_step > self.checkpoints[-1])
+    @rule(dies=st.booleans())
+    def save_checkpoint(self, dies: bool) -> None:
+        """Its rename is on disk. The process may die before the ledger hears of it."""
+        self.checkpoints = [self.begun_step]
+        if dies:
+            self._restart()
+        else:
+            self.ledger.commit(self.begun_step)
+            self.num_durable = len(self.log)
+
+    @precondition(lambda self: self.begun_step > self.checkpoints[-1])
+    @rule()
+    def save_checkpoint_that_may_be_lost(self) -> None:
+        """A rename is on disk for sure once its folder is synced."""
+        self.checkpoints = [self.checkpoints[-1], self.begun_step]
+        self.ledger.commit(self.begun_step)
+        self.num_durable = len(self.log)
+
+    @rule()
+    def roll_back(self) -> None:
+        """The learner died, and went back to its checkpoint."""
+        self.ledger.rollback(self.checkpoints[-1])
+        self._learner_goes_back()
+        self.num_durable = len(self.log)
+
+    # What befalls it.
+
+    @rule()
+    def process_dies(self) -> None:
+        self._restart()
+
+    @rule(kept=st.floats(0, 1), zeros=st.booleans(), forgets_names=st.booleans())
+    def machine_dies(self, kept: float, zeros: bool, forgets_names: bool) -> None:
+        self.disk.power_off(kept=kept, zeros=zeros, forgets_names=forgets_names)
+        del self.checkpoints[1:]
+        self.zombies.clear()
+        self._restart(at_least=self.num_durable)
+
+    @rule()
+    def another_takes_over(self) -> None:
+        self.zombies.append(self.ledger)
+        self._restart()
+
+    @precondition(lambda self: self.zombies)
+    @rule(ahead=st.integers(0, 5), notices=st.booleans())
+    def zombie_writes(self, ahead: int, notices: bool) -> None:
+        zombie = self.zombies[-1]
+        zombie.acknowledge(zombie.lease(self.begun_step * GROUPS_PER_STEP + ahead), fresh_group(0))
+        if notices:
+            with pytest.raises(WorkerError):
+                zombie.sync()
+            self.zombies.pop()
+
+    @invariant()
+    def the_ledger_holds_what_it_accepted(self) -> None:
+        assert self._is_standing(self._accepted())
+
+    def _restart(self, at_least: int | None = None) -> None:
+        """A new driver. It finds the whole log, or at least so many entries of it."""
+        self.ledger = self._open()
+        self.newest.clear()
+        self._learner_goes_back()
+        for length in range(len(self.log), (len(self.log) if at_least is None else at_least) - 1, -1):
+            if self._is_standing(self._accepted(length)):
+                del self.log[length:]
+                break
+        assert self._is_standing(self._accepted())
+        self.num_durable = len(self.log)
+        self._check_audit()
+
+    def _open(self) -> Ledger:
+        return Ledger.open(
+            self.folder,
+            committed_step=self.checkpoints[-1],
+            groups_per_step=GROUPS_PER_STEP,
+            journals_groups=True,
+            disk=self.disk,
+        )
+
+    def _learner_goes_back(self) -> None:
+        self.begun_step = self.checkpoints[-1]
+        kept = self.begun_step * GROUPS_PER_STEP
+        self.trained = {number: group for number, group in self.trained.items() if number < kept}
+
+    def _next_numbers(self) -> range:
+        return range(self.begun_step * GROUPS_PER_STEP, (self.begun_step + 1) * GROUPS_PER_STEP)
+
+    def _accepted(self, length: int | None = None) -> dict[int, RolloutGroup]:
+        """After so many entries of the log."""
+        last = dict(self.log[:length])
+        return {number: group for number, group in last.items() if group is not None}
+
+    def _is_standing(self, accepted: dict[int, RolloutGroup]) -> bool:
+        """Whether the ledger holds these groups and no others, but for the committed ones."""
+        for number in range((max((number for number, _ in self.log), default=0)) + 2):
+            is_committed = number < self.checkpoints[-1] * GROUPS_PER_STEP
+            expected = None if is_committed else accepted.get(number)
+            found = self.ledger.durable(number)
+            if (found and pack_group(found)) != (expected and pack_group(expected)):
+                return False
+        return True
+
+    def _check_audit(self) -> None:
+        found = audit(self.folder)
+        assert found.violations == ()
+        assert found.last_step == self.ledger.committed_step == self.checkpoints[-1]
+        rows = [row for row in exported_rows(self.folder) if row["fate"] == "committed"]
+        committed = {number for number in self.trained if number < self.checkpoints[-1] * GROUPS_PER_STEP}
+        assert sorted((row["number"], row["score"]) for row in rows) == sorted(
+            (number, rollout.score) for number in committed for rollout in self.trained[number].rollouts
+        )
+
+
+TestLedger = LedgerMachine.TestCase
+TestLedger.settings = settings(deadline=None, max_examples=40, stateful_step_count=30)
