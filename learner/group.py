@@ -32,6 +32,7 @@ class LearnerGroup:
         self._learn_s = learn_s
         self._push_s = push_s
         self._actors = self._launch()
+        self._is_up = False
 
     async def start(self) -> None:
         """Load the networks on every rank. Raises `UserError` or `WorkerError`, naming the rank."""
@@ -44,6 +45,7 @@ class LearnerGroup:
         await self._all(
             "start", self._setup, address, port, what="starting", deadline_s=self._setup.deadline_s
         )
+        self._is_up = True
 
     async def restart(self) -> None:
         """New processes with the untrained networks, in the place of the old ones."""
@@ -53,6 +55,7 @@ class LearnerGroup:
 
     def kill(self) -> None:
         """End every rank, whatever it does."""
+        self._is_up = False
         for actor in self._actors:
             ray.kill(actor, no_restart=True)
 
@@ -109,7 +112,9 @@ class LearnerGroup:
         return {f"learner-{rank}": size for rank, size in enumerate(sizes)}
 
     async def close(self) -> None:
-        await self._all("close", what="closing", deadline_s=30)
+        """Let the ranks give back what they hold, if they came up."""
+        if self._is_up:
+            await self._all("close", what="closing", deadline_s=30)
 
     def _launch(self) -> list[Any]:
         setup = self._setup

@@ -141,6 +141,18 @@ def exported_rows(folder: Path) -> Iterator[dict[str, Any]]:
                 }
 
 
+def committed_groups(folder: Path) -> dict[int, Position]:
+    """Where the record of each group stands that was trained on in a committed step, by the group's number. Raises
+    `UserError` as `audit` does."""
+    segments = _segments(folder)
+    fates = _books(segments).fates()
+    return {
+        record.number: position
+        for position, record in _records(segments)
+        if isinstance(record, Acknowledged) and fates[position].name == "committed"
+    }
+
+
 def _segments(folder: Path) -> list[Segment]:
     segments = survey(folder / LEDGER_FOLDER)
     if not segments:

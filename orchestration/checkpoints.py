@@ -18,11 +18,21 @@ class Checkpoints:
     version = await checkpoints.roll_back()   # the learner died and is up again
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, learner: LearnerGroup, log: RunLog) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        learner: LearnerGroup,
+        log: RunLog,
+        *,
+        journals_groups: bool,
+    ) -> None:
+        """`journals_groups`: whether groups are sampled, and so worth keeping."""
         self._recipe = recipe
         self._folder = folder
         self._learner = learner
         self._log = log
+        self._journals_groups = journals_groups
         self.ledger: Ledger
 
     async def resume(self) -> int:
@@ -33,7 +43,7 @@ class Checkpoints:
             self._folder.path,
             committed_step=version,
             groups_per_step=self._recipe.trainer.prompts_per_step,
-            journals_groups=not self._recipe.datasets,
+            journals_groups=self._journals_groups,
         )
         return version
 

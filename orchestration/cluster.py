@@ -123,26 +123,49 @@ async def started(
 
     Raises `UserError` if the cluster is too small, `WorkerError` naming the worker that does not come up.
     """
-    plan = workers_of(recipe)
-    _require_room(plan)
-    ranks = [worker for worker in plan if worker.name.startswith("learner-")]
-    group = await _reserve(ranks, recipe.deadlines.start_s)
-    workers = _launch(recipe, group, inputs, on_event)
-    try:
-        await _all_up(
-            workers.learner.start(),
-            *(fleet.start(_size(recipe, kind)) for kind, fleet in workers.fleets.items()),
-        )
+    _require_room(workers_of(recipe))
+    async with _placed_learner(recipe, inputs) as (learner, node):
+        workers = _fleets(recipe, learner, node, inputs, on_event)
         try:
+            await _all_up(
+                learner.start(),
+                *(fleet.start(_size(recipe, kind)) for kind, fleet in workers.fleets.items()),
+            )
             yield workers
+        finally:
+            await workers.close()
+
+
+@asynccontextmanager
+async def started_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[LearnerGroup]:
+    """The learner without anybody else, up and loaded. It ends with the context. Raises as `started` does."""
+    _require_room([worker for worker in workers_of(recipe) if worker.name.startswith("learner-")])
+    async with _placed_learner(recipe, inputs) as (learner, _):
+        await learner.start()
+        yield learner
+
+
+@asynccontextmanager
+async def _placed_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[tuple[LearnerGroup, str]]:
+    """The learner's processes on their way, and Ray's id of their node."""
+    ranks = [worker for worker in workers_of(recipe) if worker.name.startswith("learner-")]
+    group = await _reserve(ranks, recipe.deadlines.start_s)
+    learner = LearnerGroup(
+        _learner_setup(recipe, inputs),
+        [PlacementGroupSchedulingStrategy(group, rank) for rank in range(recipe.learner.world_size)],
+        learn_s=recipe.deadlines.learn_s,
+        push_s=recipe.deadlines.push_s,
+    )
+    try:
+        try:
+            yield learner, _node_of(group)
         except BaseException:
             # A learner that cannot close any more must not hide why the run failed.
             with suppress(WorkerError):
-                await workers.learner.close()
+                await learner.close()
             raise
-        await workers.learner.close()
+        await learner.close()
     finally:
-        await workers.close()
         remove_placement_group(group)
 
 
@@ -175,22 +198,16 @@ async def _reserve(ranks: list[Worker], deadline_s: float) -> PlacementGroup:
     return group
 
 
-def _launch(
-    recipe: Recipe, group: PlacementGroup, inputs: RunInputs, on_event: Callable[[str, str], None]
+def _fleets(
+    recipe: Recipe, learner: LearnerGroup, node: str, inputs: RunInputs, on_event: Callable[[str, str], None]
 ) -> Workers:
-    """The learner's processes on their way, and fleets that have no workers yet."""
+    """The learner, and fleets that have no workers yet. `node`: where rollout workers should be."""
     deadlines, reward_paths = recipe.deadlines, inputs.reward_paths
     setup = ActorSetup(model_path=inputs.model_path, model=recipe.model, rollout=recipe.rollout)
-    learner = LearnerGroup(
-        _learner_setup(recipe, inputs),
-        [_place(group, rank) for rank in range(recipe.learner.world_size)],
-        learn_s=deadlines.learn_s,
-        push_s=deadlines.push_s,
-    )
     faults: dict[str, Any] = {"faults": recipe.faults, "start_s": deadlines.start_s, "on_event": on_event}
 
     def launch_rollout(name: str) -> RolloutHandle:
-        return RolloutHandle(name, setup, near_node=_node_of(group), deadline_s=deadlines.rollout_s)
+        return RolloutHandle(name, setup, near_node=node, deadline_s=deadlines.rollout_s)
 
     def launch_scorer(kind: str, config: Any) -> Callable[[str], ScorerHandle]:
         path = reward_paths.get(kind)
@@ -271,10 +288,6 @@ def _value_model_path(recipe: Recipe, reward_paths: dict[str, Path]) -> Path | N
 def _size(recipe: Recipe, kind: str) -> int:
     """Workers of a kind that the recipe starts with."""
     return sum(worker.name.rpartition("-")[0] == kind for worker in workers_of(recipe))
-
-
-def _place(group: PlacementGroup, index: int) -> PlacementGroupSchedulingStrategy:
-    return PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=index)
 
 
 def _node_of(group: PlacementGroup) -> str:

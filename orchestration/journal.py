@@ -135,14 +135,16 @@ class Journal:
             self.require_ownership()
 
     def require_ownership(self) -> None:
-        """Raises `WorkerError` if another process has claimed the run.
+        """Raises `WorkerError` if another process has claimed the run, or somebody removed what this one writes.
 
         A file system that shows new names late (NFS: a minute, as it is commonly mounted) lets this pass for as
         long. What is written meanwhile is ignored all the same.
         """
-        newest = epochs_in(self._folder)[-1]
+        newest = max(epochs_in(self._folder), default=0)
+        self._is_whole = self._is_whole and newest == self.epoch
+        if newest < self.epoch:
+            raise WorkerError(f"{self._path}: is gone, and with it what was to be recorded")
         if newest > self.epoch:
-            self._is_whole = False
             raise WorkerError(
                 f"another process has taken over this run: {segment_path(self._folder, newest)} is newer than "
                 f"{self._path.name}, which this process writes. Nothing more of it counts."

@@ -86,7 +86,13 @@ class Run:
         with self._interrupts:
             self._log.phase("start")
             async with cluster.started(self._recipe, self._inputs, self._log.worker_event) as self._workers:
-                self._checkpoints = Checkpoints(self._recipe, self._folder, self._workers.learner, self._log)
+                self._checkpoints = Checkpoints(
+                    self._recipe,
+                    self._folder,
+                    self._workers.learner,
+                    self._log,
+                    journals_groups=not self._recipe.datasets,
+                )
                 self._heldout = HeldOut(self._recipe, self._inputs, self._workers, self._folder)
                 try:
                     return await self._train_and_compare()

@@ -41,6 +41,8 @@ def add_run_commands(add_command: AddCommand) -> None:
     change = add("set", _set, "change settings of a live run")
     change.add_argument("settings", metavar="KEY=VALUE", nargs="+", help="such as kl_coef=0.05")
     add("verify", _verify, "check from the ledger on disk that no trajectory was lost or trained on twice")
+    again = add("learn", _learn, "train the learner alone, on the rollouts that a run has journaled")
+    again.add_argument("into", metavar="FOLDER", type=Path, help="a new folder, for what comes out")
     into = add("export", _export, "write every trajectory of the ledger, and what became of it, to a file")
     into.add_argument("file", metavar="FILE", type=Path, help="ends in .jsonl or .parquet")
 
@@ -98,6 +100,13 @@ def _verify(args: argparse.Namespace) -> int:
     found = audit(args.folder)
     print("\n".join(audit_lines(found)))
     return 1 if found.violations else 0
+
+
+def _learn(args: argparse.Namespace) -> None:
+    # Imports torch and Ray, seconds that whoever only asks for help must not wait.
+    from orchestration.replay import learn
+
+    learn(args.folder, args.into)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -24,7 +24,9 @@ from typing import Any
 from core.errors import UserError
 from orchestration.checkpoint_manifest import find_damage, write_manifest
 from orchestration.config import Recipe
+from orchestration.recipe import load_recipe
 from orchestration.recipe_text import resolved_toml
+from orchestration.resumed_recipe import changed_settings
 
 LIBRARIES = (
     "leash",
@@ -68,16 +70,19 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, recipe: Recipe, path: Path) -> "RunFolder":
-        """An existing run. Raises `UserError` if there is none, or if it ran another recipe."""
+        """An existing run, maybe on another number of workers. Raises `UserError` if there is none, or if it ran
+        another recipe."""
         file = path / "recipe.toml"
         if not file.is_file():
             raise UserError(
                 f"{path}: no run to resume (no recipe.toml in it). Leave --resume out to start one."
             )
-        if file.read_text(encoding="utf-8") != resolved_toml(recipe):
+        changed = changed_settings(load_recipe(file), recipe)
+        if changed:
             raise UserError(
-                f"{path}: was started with other settings than these. Resume it with its own {file}."
+                f"{path}: was started with other settings: {'; '.join(changed)}. Resume it with its own {file}."
             )
+        write_atomically(file, resolved_toml(recipe))
         return cls(path)
 
     def discard_if_untrained(self) -> None:

@@ -38,6 +38,11 @@ LEARNING_METRICS = (
 NUM_EVENTS = 20
 """That a status tells of."""
 PUSH_PARTS = ("pack", "probe", "load", "verify")
+PUSH_FIGURES = {
+    "bytes": "leash_weight_push_bytes",
+    "copy_s": "leash_copy_seconds",
+    "probe_gap": "leash_probe_gap",
+}
 
 
 class RunLog:
@@ -139,12 +144,14 @@ class RunLog:
         for phase in ("rollout", "learn", "push"):
             hub.observe("leash_phase_seconds", record[f"{phase}_s"], phase=phase)
         hub.set("leash_step_seconds", record["step_s"])
-        if "pack_s" in record:  # a dataset's steps push no weights
-            for part in PUSH_PARTS:
+        for (
+            part
+        ) in PUSH_PARTS:  # a dataset's steps push no weights, and a push that no worker survived lacks some
+            if f"{part}_s" in record:
                 hub.set("leash_weight_push_seconds", record[f"{part}_s"], part=part)
-            hub.set("leash_weight_push_bytes", record["bytes"])
-            hub.set("leash_copy_seconds", record["copy_s"])
-            hub.set("leash_probe_gap", record["probe_gap"])
+        for name, metric in PUSH_FIGURES.items():
+            if name in record:
+                hub.set(metric, record[name])
         hub.set("leash_tokens_per_second", record["tokens_per_second"], part="run")
         hub.set("leash_tokens_per_second", record["sampled_tokens"] / record["rollout_s"], part="rollout")
         hub.set("leash_tokens_per_second", record["tokens"] / record["learn_s"], part="learner")

@@ -22,13 +22,20 @@ import psutil
 
 from core.remote import WORKER_VARIABLE
 from tests.end_to_end.leash_process import LeashProcess, leash, records
+from tests.end_to_end.ray_cluster import RayCluster
 
 DEADLINE_S = 400
 """For one recovery: ten times what it takes on two idle cores."""
-CHECKPOINT_EVERY = 10
+CHECKPOINT_EVERY = 4
+NODE_CPUS = 1
+"""Of the extra node: room for one rollout worker of `ON_TWO_NODES`."""
+HEAD_CPUS = 2
+ON_TWO_NODES = ("rollout.resources.num_cpus=1",)
+"""So that one rollout worker fits beside the learner and the scorers, and the other only on the extra node."""
 LEARNED = ("score_mean", "kl_nats_per_sequence", "policy_loss", "gradient_norm", "logprob_gap_max")
 """Figures of a step that follow from its rollouts and its weights alone."""
 KINDS = ("rollout", "reference", "reward", "learner", "driver")
+ALL_KINDS = (*KINDS, "node")
 
 RECIPE = """\
 name = "chaos"
@@ -92,8 +99,12 @@ class Chaos:
         output = chaos.stop()
     """
 
-    def __init__(self, recipe: Path, folder: Path, *overrides: str) -> None:
+    def __init__(
+        self, recipe: Path, folder: Path, *overrides: str, cluster: RayCluster | None = None
+    ) -> None:
+        """`cluster`: the Ray cluster to join, whose last node is the one to kill; left out, the run has its own."""
         self._command: list[str | Path] = ["train", recipe, *overrides, "--run", folder]
+        self._cluster = cluster
         self.folder = folder
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self.differences: list[str] = []
@@ -103,7 +114,7 @@ class Chaos:
 
     def __enter__(self) -> "Chaos":
         try:
-            self._until(lambda: self.step >= 1)
+            self.until(lambda: self.step >= 1)
         except BaseException:
             self._process.kill()
             raise
@@ -127,12 +138,15 @@ class Chaos:
         if kind == "driver":
             self._process.kill()
             self._process = self._launch("--resume")
+        elif kind == "node":
+            assert self._cluster is not None
+            self._replace_node(self._cluster)
         else:
             victim = chance.choice(self.processes(kind))
             name = worker_of(victim)
             victim.kill()
-            self._until(lambda: name in [worker_of(p) for p in self.processes(kind) if p.pid != victim.pid])
-        self._until(lambda: self.step > before)
+            self.until(lambda: name in [worker_of(p) for p in self.processes(kind) if p.pid != victim.pid])
+        self.until(lambda: self.step > before)
         tally = self.tallies[kind]
         tally.recovery_s.append(time.monotonic() - struck)
         if kind in ("learner", "driver"):
@@ -150,19 +164,32 @@ class Chaos:
 
     def processes(self, kind: str) -> list[psutil.Process]:
         """Living workers of a kind."""
-        return [p for p in self._process.descendants() if worker_of(p).startswith(f"{kind}-")]
+        owners = [self._process, *(self._cluster.nodes if self._cluster else ())]
+        return [p for owner in owners for p in owner.descendants() if worker_of(p).startswith(f"{kind}-")]
 
     @property
     def productive_fraction(self) -> float:
         """Of the time since the first step: the part spent on steps that count."""
         return sum(float(record["step_s"]) for record in records(self.folder)[1:]) / self.wall_s
 
+    def _replace_node(self, cluster: RayCluster) -> None:
+        """Kill the last node; another joins, and takes its workers."""
+        lost = {worker_of(process) for process in cluster.nodes[-1].descendants()} - {""}
+        assert lost, "no worker was on the node"
+        cluster.nodes[-1].kill()
+        node = cluster.add_node(num_cpus=NODE_CPUS)
+        self.until(lambda: lost <= {worker_of(process) for process in node.descendants()})
+
     def _launch(self, *options: str) -> LeashProcess:
         self._num_drivers += 1
         log = self.folder.with_name(f"{self.folder.name}-{self._num_drivers}.log")
-        return leash(*self._command, *options, log=log)
+        if self._cluster is None:
+            return leash(*self._command, *options, log=log)
+        address = ["--address", self._cluster.address]
+        return leash(*self._command, *address, *options, log=log, environment=self._cluster.settings)
 
-    def _until(self, condition: Callable[[], bool]) -> None:
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait while the run lives."""
         self._process.wait_until(condition, DEADLINE_S)
 
 
@@ -226,13 +253,18 @@ def main() -> None:
             "".join(f'{{"prompt": "Film {word} is"}}\n' for word in range(40)), encoding="utf-8"
         )
         recipe = write_recipe(home / "chaos.toml", model=build_tiny_model(home / "policy"), prompts=prompts)
-        with Chaos(recipe, home / "run") as chaos:
-            kinds = [*KINDS, *chance.choices(KINDS, k=max(0, args.faults - len(KINDS)))]
-            for number, kind in enumerate(kinds[: args.faults], start=1):
-                chaos.strike(kind, chance)
-                seconds = chaos.tallies[kind].recovery_s[-1]
-                print(f"{number}/{args.faults} {kind}: over it after {seconds:.0f} s, at step {chaos.step}")
-            chaos.stop()
+        with RayCluster(home, num_cpus=HEAD_CPUS) as cluster:
+            cluster.add_node(num_cpus=NODE_CPUS)
+            with Chaos(recipe, home / "run", *ON_TWO_NODES, cluster=cluster) as chaos:
+                kinds = [*ALL_KINDS, *chance.choices(ALL_KINDS, k=max(0, args.faults - len(ALL_KINDS)))]
+                for number, kind in enumerate(kinds[: args.faults], start=1):
+                    chaos.strike(kind, chance)
+                    seconds = chaos.tallies[kind].recovery_s[-1]
+                    print(
+                        f"{number}/{args.faults} {kind}: over it after {seconds:.0f} s, at step {chaos.step}",
+                        flush=True,
+                    )
+                chaos.stop()
         print("\n".join(["", *chaos.differences]))
         print(f"{table(chaos)}\n\nproductive fraction of the time: {chaos.productive_fraction:.2f}")
         ended = leash("verify", home / "run", log=home / "verify.log").wait(DEADLINE_S)

@@ -4,13 +4,24 @@ Many more faults: `make chaos`.
 """
 
 import random
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.chaos import CHECKPOINT_EVERY, DEADLINE_S, KINDS, Chaos, write_recipe
+from tests.end_to_end.chaos import (
+    CHECKPOINT_EVERY,
+    DEADLINE_S,
+    HEAD_CPUS,
+    KINDS,
+    NODE_CPUS,
+    ON_TWO_NODES,
+    Chaos,
+    write_recipe,
+)
 from tests.end_to_end.leash_process import leash, records
+from tests.end_to_end.ray_cluster import RayCluster
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -23,6 +34,37 @@ class Struck:
     output: str
     """Of the last driver."""
     chaos: Chaos
+    orders: dict[str, str]
+    """What `leash` said to each order that the run was given before."""
+
+
+def give_orders(chaos: Chaos, logs: Path) -> dict[str, str]:
+    """Scale a live run up and down, change a setting, let it stand still and go on."""
+    said: dict[str, str] = {}
+
+    def order(command: str, *arguments: str) -> str:
+        name = " ".join([command, *arguments])
+        ended = leash(command, chaos.folder, *arguments, log=logs / f"{len(said)}.log").wait(DEADLINE_S)
+        assert ended.code == 0, ended.output
+        said[name] = ended.output
+        return ended.output
+
+    order("scale", "rollout=3")
+    chaos.until(lambda: len(chaos.processes("rollout")) == 3)
+    while order("status").count("serving") < 5:
+        time.sleep(1)
+    order("scale", "rollout=2")
+    chaos.until(lambda: len(chaos.processes("rollout")) == 2)
+    order("set", "kl_coef=0.07")
+    order("pause")
+    chaos.until(lambda: "paused" in order("status", "--json"))
+    still = chaos.step
+    time.sleep(3)
+    assert chaos.step == still
+    order("resume")
+    chaos.until(lambda: chaos.step > still + 1)
+    order("status")
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +73,22 @@ def struck(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPa
     recipe = write_recipe(home / "chaos.toml", model=tiny_model, prompts=prompts_file)
     chance = random.Random(0)
     with Chaos(recipe, home / "run") as chaos:
+        orders = give_orders(chaos, home)
         for kind in KINDS:
             chaos.strike(kind, chance)
         output = chaos.stop()
-    return Struck(home / "run", output, chaos)
+    return Struck(home / "run", output, chaos, orders)
+
+
+def test_a_live_run_takes_orders(struck: Struck) -> None:
+    assert "kl_coef  0.07" in struck.orders["status"]
+    assert [record["kl_coef"] for record in records(struck.folder)[:2]] == [0.05, 0.05]
+    assert not (struck.folder / "control.json").exists(), "it went with the run"
+    lines = struck.orders["status"].splitlines()
+    assert any(line.startswith("rollout-0") for line in lines)
+    assert not any(line.startswith("rollout-2") for line in lines), "it has left"
+    assert any("rollout-2 joins" in line for line in lines)
+    assert any("rollout-2 left" in line for line in lines)
 
 
 def test_the_run_gets_over_the_death_of_each_kind_of_process(struck: Struck) -> None:
@@ -67,3 +121,19 @@ def test_the_account_of_every_trajectory_is_clean(struck: Struck, tmp_path: Path
     exported = tmp_path / "trajectories.jsonl"
     assert leash("export", struck.folder, exported, log=tmp_path / "log2").wait(DEADLINE_S).code == 0
     assert len(exported.read_text(encoding="utf-8").splitlines()) >= 16 * len(records(struck.folder))
+
+
+def test_a_node_that_vanishes_takes_nothing_but_its_workers(
+    tiny_model: Path, prompts_file: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "chaos.toml", model=tiny_model, prompts=prompts_file)
+    with RayCluster(tmp_path, num_cpus=HEAD_CPUS) as cluster:
+        cluster.add_node(num_cpus=NODE_CPUS)
+        with Chaos(recipe, tmp_path / "run", *ON_TWO_NODES, cluster=cluster) as chaos:
+            chaos.strike("node", random.Random(0))
+            output = chaos.stop()
+    assert "rollout-1 died" in output or "rollout-0 died" in output
+    steps = [record["step"] for record in records(tmp_path / "run")]
+    assert steps == list(range(1, len(steps) + 1))
+    ended = leash("verify", tmp_path / "run", log=tmp_path / "log").wait(DEADLINE_S)
+    assert ended.code == 0, ended.output

@@ -4,8 +4,6 @@ Starting the workers of a run takes half a minute, so a few runs serve many test
 """
 
 import json
-import socket
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.end_to_end.leash_process import BIN, Ended, LeashProcess, leash, records
+from tests.end_to_end.ray_cluster import RayCluster
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
 
@@ -276,57 +275,13 @@ def test_ppo_trains_a_value_model_from_the_reward_model(
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A running Ray cluster on this machine that asks for a token; the environment of whoever may use it."""
-    home = tempfile.TemporaryDirectory(prefix="leash-ray-")  # short: sockets are in it
-    token = Path(home.name) / "token"
-    token.write_text("0123456789abcdef" * 4, encoding="utf-8")
-    token.chmod(0o600)
-    port, dashboard = free_port(), free_port()
-    environment = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_TMPDIR": home.name,
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    options = [
-        f"--port={port}",
-        f"--dashboard-port={dashboard}",
-        "--dashboard-host=127.0.0.1",
-        "--num-cpus=3",
-    ]
-    head = LeashProcess(
-        [str(BIN / "ray"), "start", "--head", "--block", "--object-store-memory=200000000", *options],
-        tmp_path_factory.mktemp("ray") / "head.log",
-        environment=environment,
-    )
-    try:
-        head.wait_until(lambda: answers(dashboard) and answers(port), 60)
-        yield environment | {"dashboard": f"http://127.0.0.1:{dashboard}"}
-    finally:
-        head.terminate()
-        try:
-            head.wait(30)
-        finally:
-            head.kill()
-            home.cleanup()
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    with RayCluster(tmp_path_factory.mktemp("ray"), num_cpus=3) as cluster:
+        yield cluster
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def test_a_ray_job_does_the_same(recipe: Path, cluster: dict[str, str], tmp_path: Path) -> None:
-    environment = {name: value for name, value in cluster.items() if name.startswith("RAY_")}
-    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster["dashboard"], "--working-dir", "."]
+def test_a_ray_job_does_the_same(recipe: Path, cluster: RayCluster, tmp_path: Path) -> None:
+    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", "."]
     train = [
         "leash",
         "train",
@@ -336,7 +291,7 @@ def test_a_ray_job_does_the_same(recipe: Path, cluster: dict[str, str], tmp_path
         "--run",
         str(tmp_path / "run"),
     ]
-    process = LeashProcess([*submit, "--", *train], tmp_path / "log", environment=environment)
+    process = LeashProcess([*submit, "--", *train], tmp_path / "log", environment=cluster.settings)
     ended = process.wait(DEADLINE_S)
     assert ended.code == 0, ended.output[-4000:]
     assert "succeeded" in ended.output
@@ -347,26 +302,24 @@ def test_a_ray_job_does_the_same(recipe: Path, cluster: dict[str, str], tmp_path
 
 
 def test_a_job_with_bad_input_fails_with_the_same_message(
-    recipe: Path, cluster: dict[str, str], tmp_path: Path
+    recipe: Path, cluster: RayCluster, tmp_path: Path
 ) -> None:
-    environment = {name: value for name, value in cluster.items() if name.startswith("RAY_")}
-    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster["dashboard"], "--working-dir", "."]
+    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", "."]
     train = ["leash", "train", str(recipe), "learner.resources.num_cpus=40", "--run", str(tmp_path / "run")]
-    process = LeashProcess([*submit, "--", *train], tmp_path / "log", environment=environment)
+    process = LeashProcess([*submit, "--", *train], tmp_path / "log", environment=cluster.settings)
     ended = process.wait(90)
     assert ended.code != 0
     assert "the cluster has 3 CPU" in ended.output
 
 
 def test_without_an_address_a_run_has_a_ray_of_its_own(
-    recipe: Path, cluster: dict[str, str], tmp_path: Path
+    recipe: Path, cluster: RayCluster, tmp_path: Path
 ) -> None:
     """Not that of whoever else runs one on this machine, with other resources and another token."""
-    environment = {name: value for name, value in cluster.items() if name.startswith("RAY_")}
     process = leash(
         *("train", recipe, "learner.resources.num_cpus=4000", "--run", tmp_path / "run"),
         log=tmp_path / "log",
-        environment=environment,
+        environment=cluster.settings,
     )
     ended = process.wait(90)
     assert ended.code == 2, ended.output[-4000:]

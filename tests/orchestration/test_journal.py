@@ -121,6 +121,15 @@ def test_nothing_is_recorded_behind_half_a_record(tmp_path: Path) -> None:
     assert read(tmp_path) == [b"a"]
 
 
+def test_nothing_is_recorded_in_a_file_that_was_removed(tmp_path: Path) -> None:
+    journal = written(tmp_path, b"a")
+    (tmp_path / "000001.log").unlink()
+    with pytest.raises(WorkerError, match=r"000001\.log: is gone"):
+        journal.sync()
+    with pytest.raises(WorkerError, match="nothing more is recorded"):
+        journal.append(b"b")
+
+
 def test_a_sync_that_failed_is_not_tried_again(tmp_path: Path) -> None:
     """The system may have thrown away what it could not write, and say that all is well the second time."""
     disk = CrashingDisk()

@@ -133,8 +133,8 @@ def num_calls(folder: Path) -> int:
     [
         pytest.param(True, None, False, False, id="process"),
         pytest.param(False, 0.0, False, True, id="machine"),
-        pytest.param(True, 0.5, False, False, id="machine, half of it written"),
-        pytest.param(False, 0.3, True, False, id="machine, holes in files"),
+        pytest.param(True, 0.5, True, False, id="machine, half of it written"),
+        pytest.param(False, 0.0, True, False, id="machine, holes in files"),
     ],
 )
 def test_the_promise_is_kept_wherever_the_run_dies(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from core.errors import WorkerError
 from core.messages import RolloutGroup
@@ -43,6 +43,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.leases: list[Lease] = []
         self.newest: dict[int, Lease] = {}
         self.zombies: list[Ledger] = []
+        self.num_events = 0
+        """Since the present driver came."""
         self.ledger = self._open()
 
     def teardown(self) -> None:
@@ -56,6 +58,14 @@ class LedgerMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
     # What a run does.
+
+    @initialize(num_steps=st.integers(0, 3), num_ahead=st.integers(0, 3))
+    def start(self, num_steps: int, num_ahead: int) -> None:
+        for _ in range(num_steps):
+            self.begin_step()
+        for ahead in range(num_ahead):
+            self.lease(ahead)
+            self.deliver(0)
 
     @rule(ahead=st.integers(0, 5))
     def lease(self, ahead: int) -> None:
@@ -93,14 +103,15 @@ class LedgerMachine(RuleBasedStateMachine):
             self.ledger.discard_durable(number, "too old")
             self.log.append((number, None))
 
+    @precondition(lambda self: self.num_durable < len(self.log))
     @rule()
     def sync(self) -> None:
         self.ledger.sync()
         self.num_durable = len(self.log)
 
-    @precondition(lambda self: self._accepted().keys() >= set(self._next_numbers()))
     @rule()
     def begin_step(self) -> None:
+        self.sample_step()
         groups = {number: self.ledger.durable(number) for number in self._next_numbers()}
         present = {number: group for number, group in groups.items() if group is not None}
         self.ledger.begin_step(self.begun_step + 1, list(present.values()))
@@ -109,10 +120,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.num_durable = len(self.log)
 
     @precondition(lambda self: self.begun_step > self.checkpoints[-1])
-    @rule(dies=st.booleans())
-    def save_checkpoint(self, dies: bool) -> None:
-        """Its rename is on disk. The process may die before the ledger hears of it."""
-        self.checkpoints = [self.begun_step]
+    @rule(dies=st.booleans(), may_be_lost=st.booleans())
+    def save_checkpoint(self, dies: bool, may_be_lost: bool) -> None:
+        """The process may die before the ledger hears of it; a machine that dies may forget the rename."""
+        self.checkpoints = [*self.checkpoints[-1:] * may_be_lost, self.begun_step]
         if dies:
             self._restart()
         else:
@@ -120,13 +131,6 @@ class LedgerMachine(RuleBasedStateMachine):
             self.num_durable = len(self.log)
 
     @precondition(lambda self: self.begun_step > self.checkpoints[-1])
-    @rule()
-    def save_checkpoint_that_may_be_lost(self) -> None:
-        """A rename is on disk for sure once its folder is synced."""
-        self.checkpoints = [self.checkpoints[-1], self.begun_step]
-        self.ledger.commit(self.begun_step)
-        self.num_durable = len(self.log)
-
     @rule()
     def roll_back(self) -> None:
         """The learner died, and went back to its checkpoint."""
@@ -136,21 +140,20 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # What befalls it.
 
-    @rule()
-    def process_dies(self) -> None:
+    @precondition(lambda self: self.num_events > 1)
+    @rule(lives_on=st.booleans())
+    def another_takes_over(self, lives_on: bool) -> None:
+        """As its process died, or was taken for dead."""
+        self.zombies += [self.ledger] * lives_on
         self._restart()
 
+    @precondition(lambda self: self.num_events > 1)
     @rule(kept=st.floats(0, 1), zeros=st.booleans(), forgets_names=st.booleans())
     def machine_dies(self, kept: float, zeros: bool, forgets_names: bool) -> None:
         self.disk.power_off(kept=kept, zeros=zeros, forgets_names=forgets_names)
         del self.checkpoints[1:]
         self.zombies.clear()
         self._restart(at_least=self.num_durable)
-
-    @rule()
-    def another_takes_over(self) -> None:
-        self.zombies.append(self.ledger)
-        self._restart()
 
     @precondition(lambda self: self.zombies)
     @rule(ahead=st.integers(0, 5), notices=st.booleans())
@@ -164,11 +167,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_holds_what_it_accepted(self) -> None:
+        self.num_events += 1
         assert self._is_standing(self._accepted())
 
     def _restart(self, at_least: int | None = None) -> None:
         """A new driver. It finds the whole log, or at least so many entries of it."""
         self.ledger = self._open()
+        self.num_events = 0
         self.newest.clear()
         self._learner_goes_back()
         for length in range(len(self.log), (len(self.log) if at_least is None else at_least) - 1, -1):
@@ -223,4 +228,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedger = LedgerMachine.TestCase
-TestLedger.settings = settings(deadline=None, max_examples=40, stateful_step_count=30)
+TestLedger.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)

@@ -55,10 +55,20 @@ def test_a_run_is_resumed_with_its_own_settings_only(folder: RunFolder, tmp_path
     same = load_recipe(tmp_path / "tiny.toml")
     assert RunFolder.reopen(same, folder.path).path == folder.path
     other = load_recipe(tmp_path / "tiny.toml", ["trainer.steps=3"])
-    with pytest.raises(UserError, match=r"other settings than these.*recipe.toml"):
+    with pytest.raises(
+        UserError, match=r"trainer.steps was \d+, and is 3. Resume it with its own .*recipe.toml"
+    ):
         RunFolder.reopen(other, folder.path)
-    with pytest.raises(UserError, match="no run to resume"):
-        RunFolder.reopen(same, tmp_path / "elsewhere")
+
+
+def test_a_run_is_resumed_on_other_workers(folder: RunFolder, tmp_path: Path) -> None:
+    overrides = ["rollout.workers=7", "rollout.autoscale.max_workers=9", "learner.resources.num_cpus=3"]
+    overrides += ["rewards.0.replicas=2", "faults.max_retries=0", "trainer.checkpoint_every=5"]
+    RunFolder.reopen(load_recipe(tmp_path / "tiny.toml", overrides), folder.path)
+    kept = load_recipe(folder.path / "recipe.toml")
+    assert (kept.rollout.workers, kept.trainer.checkpoint_every) == (7, 5)
+    with pytest.raises(UserError, match=r"rollout.group_size was 4, and is 2"):
+        RunFolder.reopen(load_recipe(tmp_path / "tiny.toml", ["rollout.group_size=2"]), folder.path)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
