@@ -171,8 +171,13 @@ class Ledger:
         self._journal.sync()
 
     def rollback(self, step: int) -> None:
-        """The learner went back to the checkpoint of this step: later steps are undone, their groups durable."""
+        """The learner went back to the checkpoint of this step: later steps are undone, their groups durable.
+
+        Steps up to it are committed, if it died before the ledger heard of that checkpoint.
+        """
         assert step <= self._standing.begun_step, f"back to step {step} from step {self._standing.begun_step}"
+        if step > self._standing.committed_step:
+            self._write(Committed(step=step))
         self._write(RolledBack(step=step))
         self._journal.sync()
 

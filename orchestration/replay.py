@@ -1,10 +1,12 @@
 """The learner alone, on the rollouts that a run has journaled: half of the system, and the same updates again.
 
-The same rollouts in the same order from the same weights: on the same machine and number of ranks the policy comes
-out the same, bit for bit.
+The same rollouts in the same order from the same weights, with the KL coefficient that each step had: on the same
+machine and number of ranks the policy comes out the same, bit for bit.
 """
 
 import asyncio
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from actors.fleet import Fleet
 from actors.rollout import RolloutPool
 from core.errors import UserError
 from core.messages import RolloutGroup
+from learner.group import LearnerGroup
 from orchestration import cluster
 from orchestration.audit import committed_groups
 from orchestration.checkpoints import Checkpoints
@@ -46,6 +49,22 @@ class ReplayedGroups:
         return unpack_group(record.group)
 
 
+class AsRecorded:
+    """The learner, with the KL coefficient that each step had: somebody may have set it in flight."""
+
+    def __init__(self, learner: LearnerGroup, run: Path) -> None:
+        self._learner = learner
+        records = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        self._kl_coefs = {record["step"]: record["kl_coef"] for record in records}
+        self._step = 0
+        self.pack_weights = learner.pack_weights
+
+    async def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        self._step += 1
+        await self._learner.set_kl_coef(self._kl_coefs[self._step])
+        return await self._learner.train_step(groups)
+
+
 def learn(run: Path, into: Path) -> None:
     """Train on the committed steps of a run, into another folder: its metrics.jsonl, checkpoint and model."""
     if not (run / "recipe.toml").is_file():
@@ -61,23 +80,23 @@ def learn(run: Path, into: Path) -> None:
     hub = MetricsHub(None)
     try:
         with cluster.joined(None):
-            asyncio.run(_learn(recipe, inputs, source, folder, RunLog(folder.path, hub, view)))
+            asyncio.run(_learn(recipe, inputs, run, source, folder, RunLog(folder.path, hub, view)))
     finally:
         view.stop()
         hub.close()
 
 
 async def _learn(
-    recipe: Recipe, inputs: RunInputs, source: ReplayedGroups, folder: RunFolder, log: RunLog
+    recipe: Recipe, inputs: RunInputs, run: Path, source: ReplayedGroups, folder: RunFolder, log: RunLog
 ) -> None:
     log.phase("start")
     async with cluster.started_learner(recipe, inputs) as learner:
         checkpoints = Checkpoints(recipe, folder, learner, log, journals_groups=False)
-        start = await checkpoints.resume()
+        await checkpoints.resume()
         nobody: Fleet[Any] = Fleet("rollout", _no_worker, faults=recipe.faults, start_s=1)
         trainer = Trainer(
             pool=RolloutPool(nobody, _NoReference(), {}),
-            learner=learner,
+            learner=AsRecorded(learner, run),
             source=source,
             observer=log,
             ledger=checkpoints.ledger,
@@ -89,7 +108,7 @@ async def _learn(
         async def nothing(version: int) -> None: ...
 
         try:
-            reached = await trainer.train(start=start, stop=source.num_steps, after_step=nothing)
+            reached = await trainer.train(start=0, stop=source.num_steps, after_step=nothing)
             log.phase("save")
             await checkpoints.save(reached)
             await learner.save_model((folder.path / "model").absolute())

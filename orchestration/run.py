@@ -136,17 +136,21 @@ class Run:
 
     async def _restart_learner(self, trainer: Trainer, error: LearnerLost) -> int:
         """After the death of a rank: all ranks anew, at the last checkpoint; its version."""
-        self._learner_restarts += 1
-        if self._learner_restarts > self._recipe.faults.max_restarts:
-            raise error
-        self._log.worker_event("learner", f"died: {error}")
-        self._log.phase("start")
-        await self._workers.learner.restart()
-        version = await self._checkpoints.roll_back()
-        self._heldout.resume(version)
-        await self._controls.set_again()
-        await trainer.push_weights()
-        return version
+        while True:
+            self._learner_restarts += 1
+            if self._learner_restarts > self._recipe.faults.max_restarts:
+                raise error
+            self._log.worker_event("learner", f"died: {error}")
+            self._log.phase("start")
+            try:
+                await self._workers.learner.restart()
+                version = await self._checkpoints.roll_back()
+                self._heldout.resume(version)
+                await self._controls.set_again()
+                await trainer.push_weights()
+                return version
+            except LearnerLost as again:
+                error = again
 
     async def _finish(self) -> dict[str, Any]:
         """Evaluate again, compare, and write what people and scripts read."""

@@ -154,7 +154,7 @@ class Chaos:
                 record for record in done if record["step"] > before // CHECKPOINT_EVERY * CHECKPOINT_EVERY
             ]
             tally.redone_tokens += sum(int(record["tokens"]) for record in redone)
-            self.differences += list(_differences(redone, records(self.folder)))
+            self.differences += list(differences(redone, records(self.folder)))
 
     def stop(self) -> str:
         """Ask the run to end as a scheduler would; what it printed. Call once."""
@@ -193,7 +193,8 @@ class Chaos:
         self._process.wait_until(condition, DEADLINE_S)
 
 
-def _differences(first: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]]) -> Iterator[str]:
+def differences(first: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Where a step came out otherwise when it was done again."""
     by_step = {record["step"]: record for record in again}
     for record in first:
         for name in LEARNED:

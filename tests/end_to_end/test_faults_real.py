@@ -18,6 +18,7 @@ from tests.end_to_end.chaos import (
     NODE_CPUS,
     ON_TWO_NODES,
     Chaos,
+    differences,
     write_recipe,
 )
 from tests.end_to_end.leash_process import leash, records
@@ -107,6 +108,16 @@ def test_every_step_is_there_once_and_in_order(struck: Struck) -> None:
 def test_steps_that_were_done_again_came_out_the_same_bit_for_bit(struck: Struck) -> None:
     assert struck.chaos.differences == []
     assert struck.chaos.tallies["driver"].redone_tokens + struck.chaos.tallies["learner"].redone_tokens > 0
+
+
+def test_the_learner_alone_makes_the_same_updates_again(struck: Struck, tmp_path: Path) -> None:
+    """From the journal, although drivers that wrote it were killed, and kl_coef was set in flight."""
+    again = tmp_path / "again"
+    ended = leash("learn", struck.folder, again, log=tmp_path / "log").wait(DEADLINE_S)
+    assert ended.code == 0, ended.output
+    assert len(records(again)) == len(records(struck.folder))
+    assert list(differences(records(struck.folder), records(again))) == []
+    assert (again / "model" / "model.safetensors").is_file()
 
 
 def test_engine_and_learner_agreed_in_every_step(struck: Struck) -> None:

@@ -108,6 +108,17 @@ def test_a_learner_that_goes_back_trains_on_the_same_groups_again(tmp_path: Path
     assert audit(tmp_path).violations == ()
 
 
+def test_a_learner_that_goes_back_to_a_checkpoint_not_heard_of_has_committed_it(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    stepped(ledger, 1, 2, 3)
+    ledger.rollback(2)
+    assert ledger.committed_step == 2
+    ledger.finish("done")
+    found = audit(tmp_path)
+    assert (found.last_step, found.committed.groups, found.discarded["done"].groups) == (2, 4, 2)
+    assert found.violations == ()
+
+
 def test_trajectories_that_were_not_acknowledged_are_discarded_by_number_of_rollouts(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     lease = ledger.lease(0)

@@ -228,4 +228,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedger = LedgerMachine.TestCase
-TestLedger.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+TestLedger.settings = settings(deadline=None, max_examples=40, stateful_step_count=30)

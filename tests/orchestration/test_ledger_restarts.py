@@ -61,7 +61,7 @@ def test_what_is_said_of_steps_is_on_disk_when_it_is_said(tmp_path: Path) -> Non
     ledger.commit(1)
     assert found() == (1, 0, None)
     ledger.rollback(3)
-    assert found() == (1, 1, None)
+    assert found() == (3, 1, None)
     ledger = opened(tmp_path, 2, disk=disk)
     assert found() == (2, 2, None)
     ledger.finish("done")
