@@ -122,19 +122,21 @@ class Fleet(Generic[H]):
         for slot in self.slots:
             slot.missed_refit |= slot.state is WorkerState.SUSPECT
         fit = (WorkerState.STALE, WorkerState.SERVING, WorkerState.DRAINING)
-        slots = [slot for slot in self.slots if slot.state in fit]
-        results = await asyncio.gather(*(function(slot.handle) for slot in slots), return_exceptions=True)
+        asked = [(slot, slot.handle) for slot in self.slots if slot.state in fit]
+        results = await asyncio.gather(*(function(handle) for _, handle in asked), return_exceptions=True)
         done: list[T] = []
         refused: list[WorkerError] = []
-        for slot, result in zip(slots, results, strict=True):
+        for (slot, handle), result in zip(asked, results, strict=True):
+            is_same = slot.handle is handle  # who died meanwhile may have a successor, which was not asked
             if isinstance(result, WorkerError):
                 refused += [] if isinstance(result, WorkerLost) else [result]
-                self._lose(slot, str(result))
+                if is_same:
+                    self._lose(slot, str(result))
             elif isinstance(result, BaseException):
                 raise result
             else:
                 done.append(result)
-                if slot.state is WorkerState.STALE:
+                if is_same and slot.state is WorkerState.STALE:
                     self._enter(slot, WorkerState.SERVING)
         if refused and not done:
             raise refused[0]

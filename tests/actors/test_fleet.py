@@ -10,7 +10,7 @@ import pytest
 from actors.config import FaultsConfig
 from actors.fleet import Fleet
 from actors.slot import NEXT, Slot, WorkerState
-from core.errors import NoWorkerLeft, RetriesExhausted, UserError, WorkerError
+from core.errors import NoWorkerLeft, RetriesExhausted, UserError, WorkerError, WorkerLost
 from tests.fakes import FakeWorker, run_virtually
 
 FAULTS = FaultsConfig(max_retries=2, max_restarts=2, heartbeat_s=10, silence_s=30, drain_s=100)
@@ -205,6 +205,29 @@ def test_a_refit_makes_stale_workers_serve_and_replaces_those_that_die_of_it() -
     before, done, after = run(workers, scenario, size=2)
     assert before == {"worker-0": "stale", "worker-1": "stale"}
     assert (done, after) == (["worker-1"], {"worker-0": "dead", "worker-1": "serving"})
+
+
+@pytest.mark.parametrize("error", [None, WorkerLost("worker-0 died (pulling weights)")])
+def test_a_refit_does_not_count_for_the_successor_of_who_was_asked(error: WorkerLost | None) -> None:
+    """It died while it was asked, and a new process is up in its place before the answer is there."""
+    workers = Workers()
+
+    async def refit(handle: FakeWorker) -> None:
+        with pytest.raises(WorkerLost):
+            async with workers.fleet.use():
+                raise WorkerLost("worker-0 died (sampling)")
+        await asyncio.sleep(5.0)
+        if error:
+            raise error
+
+    async def scenario() -> dict[str, str]:
+        await settle()
+        async with workers.fleet.admission:
+            await workers.fleet.refit(refit)
+            return workers.states
+
+    assert run(workers, scenario) == {"worker-0": "stale"}
+    assert len(workers.launched) == 2
 
 
 def test_a_refit_that_living_workers_refuse_is_an_error() -> None:
