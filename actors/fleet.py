@@ -194,7 +194,7 @@ class Fleet(Generic[H]):
         try:
             if slot.state is WorkerState.STARTING:
                 await slot.handle.ready(self._start_s)
-                slot.enter(WorkerState.STALE)
+                self._enter(slot, WorkerState.STALE)
             while not slot.lost.is_set():
                 await self._try_to_admit(slot)
                 await self._listen(slot)

@@ -318,6 +318,28 @@ def test_who_does_not_finish_in_time_hands_its_work_back() -> None:
     assert tried == ["worker-1", "worker-0"]
 
 
+def test_who_is_told_to_leave_in_the_moment_that_it_is_up_leaves() -> None:
+    """What it was started for is over, and that is no bug of the fleet's."""
+    workers = Workers()
+
+    async def scenario() -> dict[str, str]:
+        await settle()
+        workers.fleet.scale(2)
+        late = workers.launched[1]
+        ready = late.ready
+
+        async def ready_and_told_to_leave(deadline_s: float) -> None:
+            await ready(deadline_s)
+            workers.fleet.scale(1)
+
+        late.ready = ready_and_told_to_leave
+        await settle()
+        async with workers.fleet.use():
+            return workers.states
+
+    assert run(workers, scenario) == {"worker-0": "serving"}
+
+
 def test_work_that_kills_every_worker_is_given_up() -> None:
     workers = Workers()
 
