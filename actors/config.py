@@ -190,6 +190,10 @@ class FaultsConfig(Section):
     """Times that work is given to another worker when one is lost on it."""
     on_lost_group: Literal["drop", "stop"] = "drop"
     """When a rollout group was lost with every worker that tried it: take another prompt, or end the run."""
+    reward_retries: int = Field(default=0, ge=0)
+    """Times that a completion is scored again when a reward function raises or returns no finite number."""
+    on_reward_error: Literal["stop", "drop"] = "stop"
+    """When it still does: end the run, or take another prompt in place of the whole rollout group."""
     max_restarts: int = Field(default=3, ge=0)
     """Failed starts in a row after which a worker is given up; the run ends when none of its kind is left."""
     heartbeat_s: float = Field(default=5, gt=0)

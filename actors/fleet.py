@@ -43,7 +43,7 @@ class Fleet(Generic[H]):
         self.admission = asyncio.Lock()
         """Held while a worker is admitted, and by who changes what workers are admitted with."""
         self._launch = launch
-        self._faults = faults
+        self.faults = faults
         self._start_s = start_s
         self._on_event = on_event
         self._slots: dict[str, Slot[H]] = {}
@@ -67,7 +67,7 @@ class Fleet(Generic[H]):
             self._on_event(slot.name, "joins")
             self._supervise(slot)
         for slot in staying[size:]:
-            slot.leave_by = asyncio.get_running_loop().time() + self._faults.drain_s
+            slot.leave_by = asyncio.get_running_loop().time() + self.faults.drain_s
             self._on_event(slot.name, "leaves")
             if slot.load and slot.state is not WorkerState.DEAD:
                 slot.enter(WorkerState.DRAINING)
@@ -106,13 +106,13 @@ class Fleet(Generic[H]):
 
     async def call(self, function: Callable[[H], Awaitable[T]]) -> T:
         """The function's result on some worker; on another if that one dies. Raises `RetriesExhausted`."""
-        for _ in range(self._faults.max_retries + 1):
+        for _ in range(self.faults.max_retries + 1):
             try:
                 async with self.use() as handle:
                     return await function(handle)
             except WorkerLost as error:
                 lost = error
-        raise RetriesExhausted(f"{self._faults.max_retries + 1} workers were lost on it; the last: {lost}")
+        raise RetriesExhausted(f"{self.faults.max_retries + 1} workers were lost on it; the last: {lost}")
 
     async def refit(self, function: Callable[[H], Awaitable[T]]) -> list[T]:
         """The function's results on all that are up, who serve from then on; who fails is replaced.
@@ -174,7 +174,7 @@ class Fleet(Generic[H]):
             while True:
                 await self._live(slot)
                 failures = 1 if slot.has_served else failures + 1
-                if slot.leave_by is not None or failures > self._faults.max_restarts:
+                if slot.leave_by is not None or failures > self.faults.max_restarts:
                     break
                 await asyncio.sleep(min(MAX_PAUSE_S, 2.0 ** (failures - 1) - 1))
                 slot.renew(self._launch(slot.name))
@@ -210,22 +210,22 @@ class Fleet(Generic[H]):
     async def _listen(self, slot: Slot[H]) -> None:
         """Until the next sign of life. Raises `WorkerLost` once two in a row are missing."""
         try:
-            async with asyncio.timeout(self._faults.heartbeat_s):  # wait_for may swallow a cancellation
+            async with asyncio.timeout(self.faults.heartbeat_s):  # wait_for may swallow a cancellation
                 await slot.lost.wait()
             return
         except TimeoutError:
             pass
         try:
-            await slot.handle.ping(self._faults.silence_s)
+            await slot.handle.ping(self.faults.silence_s)
         except WorkerLost:
             if slot.state is not WorkerState.SERVING:
                 raise
             self._enter(slot, WorkerState.SUSPECT)
-            await slot.handle.ping(self._faults.silence_s)
+            await slot.handle.ping(self.faults.silence_s)
         if slot.state is WorkerState.SUSPECT:
             self._enter(slot, WorkerState.STALE if slot.missed_refit else WorkerState.SERVING)
         if slot.leave_by is not None and slot.leave_by < asyncio.get_running_loop().time():
-            self._lose(slot, f"had not finished {self._faults.drain_s:g} s after it was told to leave")
+            self._lose(slot, f"had not finished {self.faults.drain_s:g} s after it was told to leave")
 
     def _enter(self, slot: Slot[H], state: WorkerState) -> None:
         """Called when a worker turns out to be alive or silent; it may have died meanwhile."""

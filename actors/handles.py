@@ -10,6 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.config import ReferenceConfig, RewardFunctionReward, RewardModelReward, RolloutConfig
 from actors.fleet import Fleet
 from actors.worker import ActorSetup, RolloutWorker, ScorerWorker
+from core.errors import RewardError
 from core.messages import Completion, Demonstration, SampleRequest
 from core.remote import actor_options, answer
 from core.weights import WeightManifest
@@ -123,7 +124,12 @@ class ScorerFleet(Fleet[ScorerHandle]):
     """All replicas of one scorer. They are alike, so a completion is scored by whichever lives."""
 
     async def score(self, completion: Completion | Demonstration) -> Any:
-        """One float for a reward, [T] float32 for the reference."""
+        """One float for a reward, [T] float32 for the reference. Raises `RewardError` after the last retry."""
+        for _ in range(self.faults.reward_retries):
+            try:
+                return await self.call(lambda replica: replica.score(completion))
+            except RewardError:
+                continue
         return await self.call(lambda replica: replica.score(completion))
 
 

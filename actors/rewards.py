@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from core.config import ModelConfig
-from core.errors import UserError
+from core.errors import RewardError, UserError
 from core.messages import Bools, Completion, Int32s
 from core.models import check_same_tokenizer, load_scalar_model
 from core.packing import pack_row
@@ -60,7 +60,7 @@ class FunctionReward:
         self._function = load_function(reference)
 
     def score(self, completions: Sequence[Completion]) -> list[float]:
-        """Call the function once for the batch. Raises `UserError` naming it for anything but floats."""
+        """Call the function once for the batch. Raises `RewardError` naming it for anything but floats."""
         shared = set.intersection(*(set(completion.prompt.columns) for completion in completions))
         columns: dict[str, list[Any]] = {
             name: [completion.prompt.columns[name] for completion in completions] for name in sorted(shared)
@@ -72,24 +72,26 @@ class FunctionReward:
                 **columns,
             )
         except Exception as error:
-            raise UserError(f"reward function {self._name} raised {type(error).__name__}: {error}") from error
+            raise RewardError(
+                f"reward function {self._name} raised {type(error).__name__}: {error}"
+            ) from error
         return self._checked(scores, len(completions))
 
     def _checked(self, scores: Any, wanted: int) -> list[float]:
         try:
             values = [float(score) for score in scores]
         except (TypeError, ValueError) as error:
-            raise UserError(
+            raise RewardError(
                 f"reward function {self._name} must return a list of numbers, not {scores!r:.80} ({error})"
             ) from error
         if len(values) != wanted:
-            raise UserError(
+            raise RewardError(
                 f"reward function {self._name} returned {len(values)} rewards for {wanted} completions; "
                 "return one for each, in their order"
             )
         bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
         if bad:
-            raise UserError(
+            raise RewardError(
                 f"reward function {self._name} returned {values[bad[0]]} for completion {bad[0]} of its batch; "
                 "rewards must be finite"
             )

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """Bad input. The message says where, what is wrong and what to do instead; the command exits with 2."""
 
 
+class RewardError(UserError):
+    """A reward function raised, or returned something else than a finite number for each completion."""
+
+
 class WorkerError(RuntimeError):
     """Another process failed or did not answer in time. The message names it; the command exits with 1."""
 

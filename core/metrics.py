@@ -67,7 +67,7 @@ _DECLARED = (
         "leash_groups_discarded_total",
         "counter",
         "",
-        "Rollout groups replaced by another prompt's, by reason: no spread of the scores, workers lost",
+        "Rollout groups replaced by another prompt's, by reason: no spread, workers lost, reward failed",
         ("reason",),
     ),
     Metric("leash_value_loss", "gauge", "", "Loss of the value model"),

@@ -200,6 +200,7 @@ class Run:
             group_size=recipe.rollout.group_size,
             max_resamples=recipe.rollout.max_resamples,
             replace_lost=recipe.faults.on_lost_group == "drop",
+            replace_unrewarded=recipe.faults.on_reward_error == "drop",
             seed=recipe.seed,
             on_discard=self._log.discard,
         )

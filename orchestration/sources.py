@@ -10,16 +10,17 @@ from typing import Any, Protocol
 
 from actors.config import SEEDS_PER_GROUP
 from actors.rollout import RolloutPool
-from core.errors import RetriesExhausted
+from core.errors import RetriesExhausted, RewardError
 from core.messages import DemonstrationGroup, Prompt, RolloutGroup
 from core.stream import SeededStream
 
 RESAMPLED = 2**40
 """Added to a group's place in the prompt stream for each time that it is sampled anew."""
-MAX_LOST = 5
-"""Prompts tried for one group if workers are lost on each: then it is not the prompts."""
+MAX_FAILED = 5
+"""Prompts tried for one group if each fails: then it is not the prompts."""
 NO_SPREAD = "no spread"
 LOST = "workers lost"
+REWARD_FAILED = "reward failed"
 
 
 class GroupSource(Protocol):
@@ -44,30 +45,34 @@ class SampledGroups:
         group_size: int,
         max_resamples: int,
         replace_lost: bool = True,
+        replace_unrewarded: bool = False,
         seed: int,
         on_discard: Callable[[int, int, str], None],
     ) -> None:
-        """`on_discard` hears of the group's number, how many completions it gave up, and why."""
+        """Groups that were lost with every worker that tried them, or whose reward failed, are replaced by another
+        prompt's if that is asked for. `on_discard` hears of a group's number, how many completions it gave up, and
+        why."""
         self._pool = pool
         self._prompts = prompts
         self._group_size = group_size
         self._max_resamples = max_resamples
-        self._max_lost = MAX_LOST if replace_lost else 0
+        self._replaced: dict[type[Exception], str] = {RetriesExhausted: LOST} if replace_lost else {}
+        self._replaced |= {RewardError: REWARD_FAILED} if replace_unrewarded else {}
         self._seed = seed
         self._on_discard = on_discard
 
     async def group(self, number: int) -> RolloutGroup:
         """The group with this number. One whose scores are all the same teaches nothing to a method that
         compares them; it is replaced by one of another prompt (DAPO's dynamic sampling, arXiv:2503.14476,
-        sec. 3.2), `max_resamples` times at most. So is one that was lost with every worker that tried it."""
-        resampled = lost = 0
+        sec. 3.2), `max_resamples` times at most. So is one that failed, where that is asked for."""
+        resampled = failed = 0
         while True:
             try:
-                group = await self._sample(number, attempt=resampled + lost)
-            except RetriesExhausted:
-                lost += 1
-                self._on_discard(number, self._group_size, LOST)
-                if lost > self._max_lost:
+                group = await self._sample(number, attempt=resampled + failed)
+            except tuple(self._replaced) as error:
+                failed += 1
+                self._on_discard(number, self._group_size, self._replaced[type(error)])
+                if failed > MAX_FAILED:
                     raise
                 continue
             if resampled == self._max_resamples or len({rollout.score for rollout in group.rollouts}) > 1:

@@ -424,6 +424,21 @@ def test_contract_every_request_finishes_once_and_then_there_is_no_work(any_engi
     assert sorted(completion.request_id for completion in finished) == [r.request_id for r in wanted]
 
 
+def test_contract_aborted_requests_end_and_give_their_ids_back(any_engine: Engine) -> None:
+    wanted = requests([3, 5, 8], seed=3)
+    for request in wanted:
+        any_engine.submit(request)
+    finished = any_engine.step()
+    any_engine.abort([wanted[0].request_id, wanted[2].request_id])
+    while any_engine.has_work:
+        finished += any_engine.step()
+    assert [completion.request_id for completion in finished] == [wanted[1].request_id]
+    any_engine.submit(wanted[0])
+    while any_engine.has_work:
+        finished += any_engine.step()
+    assert finished[-1].request_id == wanted[0].request_id
+
+
 def test_contract_a_refused_request_leaves_no_work(any_engine: Engine) -> None:
     too_long = requests([MAX_MODEL_LEN])[0]  # which the fake tells by its seed, 0
     with pytest.raises(ValueError):
@@ -446,6 +461,18 @@ def test_contract_a_loop_streams_to_each_caller_and_runs_calls_between_steps(any
     finally:
         loop.close()
     assert not any_engine.has_work
+
+
+def test_what_finished_beside_the_probe_can_be_aborted_too(sampler: "Sampler", learner: Learner) -> None:
+    """It is held back until the probe has agreed, and nobody wants it any more."""
+    wanted = requests([4, 6], seed=9)
+    for request in wanted:
+        sampler.submit(request)
+    for _ in range(MAX_NEW_TOKENS - 1):
+        assert sampler.step() == []
+    sampler.pull_weights(learner.manifest())
+    sampler.abort([wanted[0].request_id])
+    assert [completion.request_id for completion in finish(sampler)] == [wanted[1].request_id]
 
 
 def test_a_push_through_the_loop_meets_running_requests_between_two_steps(

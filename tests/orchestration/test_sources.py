@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors.config import FaultsConfig
 from actors.fleet import Fleet
 from actors.rollout import RolloutPool, WeightedReward
-from core.errors import RetriesExhausted
+from core.errors import RetriesExhausted, RewardError
 from core.messages import Completion, DemonstrationGroup, RolloutGroup, SampleRequest
 from core.stream import SeededStream
 from core.weights import WeightManifest
@@ -338,3 +338,42 @@ def test_a_group_that_is_lost_with_every_worker_is_replaced_and_counted() -> Non
 def test_a_group_that_is_lost_ends_the_run_where_that_is_asked_for() -> None:
     with pytest.raises(RetriesExhausted, match="group-3-0: 2 rollout workers were lost on it"):
         lost_groups(replace_lost=False)
+
+
+def unrewarded(*, failing: Sequence[int], replace: bool) -> tuple[list[Any], RolloutGroup]:
+    """Group 3 of a run whose reward function raises for completions of these seeds."""
+    discarded: list[Any] = []
+
+    def reward(completion: Completion) -> float:
+        if int(completion.token_ids_T[-1]) in failing:
+            raise RewardError("reward function x raised KeyError")
+        return 1.0
+
+    rewards = {"x": WeightedReward(server=FakeScorer(reward), weight=1.0)}
+    pool = RolloutPool(serving_fleet(FakeSampler()), FakeScorer(flat_reference), rewards)
+    source = SampledGroups(
+        pool,
+        SeededStream([PROMPTS], seed=0),
+        group_size=2,
+        max_resamples=0,
+        replace_unrewarded=replace,
+        seed=0,
+        on_discard=lambda *discard: discarded.append(discard),
+    )
+    return discarded, run_virtually(source.group(3))
+
+
+def test_a_group_whose_reward_fails_is_replaced_as_a_whole_where_that_is_asked_for() -> None:
+    discarded, group = unrewarded(failing=[3_001], replace=True)
+    assert discarded == [(3, 2, "reward failed")]
+    assert seeds_of(group) == [3_002, 3_003]
+
+
+def test_a_reward_that_fails_ends_the_run_otherwise() -> None:
+    with pytest.raises(RewardError, match="reward function x raised KeyError"):
+        unrewarded(failing=[3_001], replace=False)
+
+
+def test_a_reward_that_fails_for_every_prompt_ends_the_run_in_any_case() -> None:
+    with pytest.raises(RewardError, match="reward function x raised KeyError"):
+        unrewarded(failing=range(3_000, 4_000), replace=True)
