@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.config import ReferenceConfig, RewardFunctionReward, RewardModelReward, RolloutConfig
 from actors.fleet import Fleet
 from actors.worker import ActorSetup, RolloutWorker, ScorerWorker
-from core.errors import RewardError
+from core.errors import RewardError, WorkerLost, WorkerSilent
 from core.messages import Completion, Demonstration, SampleRequest
 from core.remote import actor_options, answer
 from core.weights import WeightManifest
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CONTROL = "control"
 """Ray's name for the calls that must not wait behind those that sample or score."""
 MEMORY_S = 60.0
+LAST_WORDS_S = 5.0
+"""For a silent worker to say what it is doing."""
 MIN_CONCURRENCY = 64
 """Groups that one rollout worker holds open at a time, each in a thread that waits for its completions."""
 SCORER_CONCURRENCY = 512
@@ -51,12 +53,19 @@ class _Handle:
         return getattr(self._actor, method).options(concurrency_group=CONTROL).remote(*arguments)
 
     async def _answer(self, reference: Awaitable[Any], what: str, deadline_s: float | None = None) -> Any:
-        return await answer(
-            reference,
-            who=self.name,
-            what=what,
-            deadline_s=self._deadline_s if deadline_s is None else deadline_s,
-        )
+        deadline_s = self._deadline_s if deadline_s is None else deadline_s
+        try:
+            return await answer(reference, who=self.name, what=what, deadline_s=deadline_s)
+        except WorkerSilent as error:
+            raise WorkerSilent(f"{error}; {await self._whereabouts()}") from None
+
+    async def _whereabouts(self) -> str:
+        """What a silent worker is doing, if its process can still say so."""
+        try:
+            asked = self._control("busy_threads")
+            return f"its threads: {await answer(asked, who=self.name, what='', deadline_s=LAST_WORDS_S)}"
+        except WorkerLost:
+            return "its process does not answer at all"
 
 
 def _remote(worker: type, **options: Any) -> Any:

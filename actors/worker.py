@@ -16,6 +16,7 @@ from actors.engine_loop import EngineLoop
 from core.config import ModelConfig
 from core.messages import Completion, Demonstration, SampleRequest
 from core.remote import own_memory_bytes
+from core.threads import busy_threads
 from core.weights import WeightManifest
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class RolloutWorker:
     def pull_weights(self, manifest: WeightManifest) -> "PullReport":
         """Take new weights between two engine steps and verify them."""
         return self._loop.call(lambda: self._sampler.pull_weights(manifest))
+
+    def busy_threads(self) -> str:
+        """What each thread does, asked when the others no longer answer."""
+        return busy_threads()
 
     def memory_bytes(self) -> int:
         return own_memory_bytes()
@@ -109,7 +114,11 @@ class ScorerWorker:
         return await self._batcher.submit(completion)
 
     async def ping(self) -> None:
-        """Returns at once: the event loop is alive."""
+        """Returns at once: the process lives."""
+
+    async def busy_threads(self) -> str:
+        """What each thread does."""
+        return busy_threads()
 
     async def memory_bytes(self) -> int:
         return own_memory_bytes()

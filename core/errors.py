@@ -17,6 +17,10 @@ class WorkerLost(WorkerError):
     """Another process died, or was silent for too long: it has to be replaced. The message names it."""
 
 
+class WorkerSilent(WorkerLost):
+    """Another process did not answer in time. The message says what it was doing, if that could be found out."""
+
+
 class LearnerLost(WorkerLost):
     """A rank of the learner died or was silent, and with it the group: it goes on from the last checkpoint."""
 

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from core.config import Resources
-from core.errors import WorkerLost
+from core.errors import WorkerLost, WorkerSilent
 
 T = TypeVar("T")
 
@@ -30,14 +30,14 @@ region costs a tenth of a learner's step and a quarter of a short forward pass (
 async def answer(reference: Awaitable[T], *, who: str, what: str, deadline_s: float) -> T:
     """The result of a remote call.
 
-    Raises the error that the worker raised (`UserError` stays one), or `WorkerLost` if the worker died
-    or did not answer within the deadline.
+    Raises the error that the worker raised (`UserError` stays one), `WorkerLost` if the worker died, or
+    `WorkerSilent` if it did not answer within the deadline.
     """
     try:
         async with asyncio.timeout(deadline_s):  # wait_for may swallow a cancellation
             return await reference
     except TimeoutError:
-        raise WorkerLost(f"{who} did not answer within {deadline_s:g} s ({what})") from None
+        raise WorkerSilent(f"{who} did not answer within {deadline_s:g} s ({what})") from None
     except RayTaskError as error:
         raise error.cause from error
     except RayError as error:  # of its process, its node, or a result that went with them
