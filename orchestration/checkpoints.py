@@ -63,6 +63,11 @@ class Checkpoints:
         )
         self.ledger.commit(version)
 
+    @property
+    def committed_step(self) -> int:
+        """The step of the newest checkpoint, 0 if there is none."""
+        return self.ledger.committed_step
+
     def close(self) -> None:
         """Let go of the ledger."""
         if hasattr(self, "ledger"):

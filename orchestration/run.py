@@ -123,7 +123,7 @@ class Run:
         while True:
             try:
                 reached = await trainer.train(start=start, stop=steps, after_step=self._after_step)
-                if reached > start:
+                if reached > self._checkpoints.committed_step:
                     await self._save_checkpoint(reached)
                 break
             except LearnerLost as error:
