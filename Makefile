@@ -34,6 +34,6 @@ lock: setup ## Choose the newest versions that pyproject.toml allows, pinned by 
 	@find_links="$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null || true)}"; \
 	export UV_FIND_LINKS="$$(echo $$find_links | tr -s ' ' ,)"; \
 	export UV_EXTRA_INDEX_URL="$${UV_EXTRA_INDEX_URL:-$$PIP_EXTRA_INDEX_URL}"; \
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra datasets --extra demo --extra dev \
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra datasets --extra demo --extra trackers --extra dev \
 		--override deploy/requirements-cpu.overrides --python-version 3.11 \
 		--generate-hashes --no-header --quiet -o deploy/requirements-cpu.lock

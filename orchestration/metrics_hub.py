@@ -1,16 +1,18 @@
 """The door to Prometheus: what a run measures, published at /metrics and kept as JSON lines."""
 
+import contextlib
 import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from core.errors import UserError
-from core.metrics import DURATION_BUCKETS_S, METRICS, Metric
+from core.metrics.contract import Metric, series_of
+from core.metrics.registry import METRICS
 from orchestration.run_folder import jsonable
 
 Family = TypeVar("Family", Counter, Gauge, Histogram)
@@ -26,7 +28,7 @@ class MetricsHub:
     """Every series of one run, in a registry of its own: other libraries' series stay out of it.
 
     A series is there from its first value on: a figure that is not known yet is absent, not zero. Only
-    counters begin at zero. `ValueError` for a name or labels that `core/metrics.py` does not declare.
+    counters begin at zero. `ValueError` for a name or labels that `core/metrics/` does not declare.
     """
 
     def __init__(self, port: int | None = 0) -> None:
@@ -64,6 +66,19 @@ class MetricsHub:
         """One more observation of a histogram."""
         self._series(Histogram, name, labels).observe(value)
 
+    def publish(self, record: Mapping[str, Any]) -> None:
+        """Every gauge that a step's record gives a value to."""
+        for metric, labels, value in series_of(record, METRICS):
+            self.set(metric.name, value, **labels)
+
+    def forget(self, worker: str) -> None:
+        """Drop the gauges of a worker that is gone; what its counters have counted stays counted."""
+        for metric in METRICS.values():
+            family = self._families.get(metric.name)
+            if metric.kind == "gauge" and metric.labels == ("worker",) and family is not None:
+                with contextlib.suppress(KeyError):
+                    family.remove(worker)
+
     def record_step(self, path: Path, record: Mapping[str, object]) -> None:
         """Append one step's figures to a file of JSON lines; what is not finite becomes null."""
         line = json.dumps(jsonable(record), allow_nan=False) + "\n"
@@ -83,7 +98,7 @@ class MetricsHub:
         metric = METRICS.get(name)
         if metric is None:
             close = difflib.get_close_matches(name, METRICS, n=1)
-            raise ValueError(f"{name}: not declared in core/metrics.py" + f"; {close[0]} is" * bool(close))
+            raise ValueError(f"{name}: not declared in core/metrics/" + f"; {close[0]} is" * bool(close))
         if labels.keys() != set(metric.labels):
             raise ValueError(f"{name}: declared with labels {metric.labels}, not {tuple(labels)}")
         family = self._families.get(name)
@@ -101,7 +116,7 @@ class MetricsHub:
             case "gauge":
                 return Gauge(*arguments, registry=self._registry)
             case "histogram":
-                return Histogram(*arguments, buckets=DURATION_BUCKETS_S, registry=self._registry)
+                return Histogram(*arguments, buckets=metric.buckets, registry=self._registry)
 
 
 def _cut_unfinished_line(path: Path) -> None:

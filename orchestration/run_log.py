@@ -15,34 +15,8 @@ from orchestration.ledger import Ledger
 from orchestration.metrics_hub import MetricsHub
 from orchestration.terminal import TerminalView
 
-LEARNING_METRICS = (
-    "policy_loss",
-    "value_loss",
-    "kl_loss",
-    "entropy",
-    "pretraining_loss",
-    "pair_accuracy_fraction",
-    "pair_margin_nats",
-    "pair_score_gap",
-    "num_updates",
-    "approx_kl",
-    "gradient_norm",
-    "value_gradient_norm",
-    "learning_rate",
-    "kl_coef",
-    "explained_variance",
-    "logprob_gap_max",
-    "logprob_gap_mean",
-)
-"""Learner metrics that are gauges of the same name."""
 NUM_EVENTS = 20
 """That a status tells of."""
-PUSH_PARTS = ("pack", "probe", "load", "verify")
-PUSH_FIGURES = {
-    "bytes": "leash_weight_push_bytes",
-    "copy_s": "leash_copy_seconds",
-    "probe_gap": "leash_probe_gap",
-}
 
 
 class RunLog:
@@ -113,48 +87,19 @@ class RunLog:
         record |= _rollout_figures(groups) | learning | _timing_figures(groups, timing)
         self.records.append(record)
         self._hub.record_step(self._folder / "metrics.jsonl", record)
-        self._publish(record, groups)
+        self._hub.publish(record)
+        self._count(record, groups)
         self._write_samples(groups, record["step"])
         self._view.step(record)
 
-    def _publish(self, record: dict[str, Any], groups: Sequence[RolloutGroup]) -> None:
+    def _count(self, record: dict[str, Any], groups: Sequence[RolloutGroup]) -> None:
         hub = self._hub
-        for name in LEARNING_METRICS:
-            if name in record:
-                hub.set(f"leash_{name}", record[name])
-        for side in ("low", "high"):
-            if f"clip_fraction_{side}" in record:
-                hub.set("leash_clip_fraction", record[f"clip_fraction_{side}"], side=side)
-        for source in groups[0].rollouts[0].rewards:
-            hub.set("leash_reward", record[f"reward_{source}"], source=source)
-        for name in (
-            "score_mean",
-            "score_std",
-            "kl_nats_per_sequence",
-            "completion_tokens",
-            "truncated_fraction",
-            "lag",
-        ):
-            hub.set(f"leash_{name}", record[name])
-        hub.set("leash_policy_version", record["step"])
         hub.add("leash_steps_total", 1)
         hub.add("leash_rollouts_total", sum(len(group.rollouts) for group in groups))
         hub.add("leash_tokens_total", record["prompt_tokens"], kind="prompt")
         hub.add("leash_tokens_total", record["sampled_tokens"], kind="completion")
         for phase in ("rollout", "learn", "push"):
             hub.observe("leash_phase_seconds", record[f"{phase}_s"], phase=phase)
-        hub.set("leash_step_seconds", record["step_s"])
-        for (
-            part
-        ) in PUSH_PARTS:  # a dataset's steps push no weights, and a push that no worker survived lacks some
-            if f"{part}_s" in record:
-                hub.set("leash_weight_push_seconds", record[f"{part}_s"], part=part)
-        for name, metric in PUSH_FIGURES.items():
-            if name in record:
-                hub.set(metric, record[name])
-        hub.set("leash_tokens_per_second", record["tokens_per_second"], part="run")
-        hub.set("leash_tokens_per_second", record["sampled_tokens"] / record["rollout_s"], part="rollout")
-        hub.set("leash_tokens_per_second", record["tokens"] / record["learn_s"], part="learner")
 
     def _write_samples(self, groups: Sequence[RolloutGroup], step: int) -> None:
         lines = [json.dumps(row) for group in groups for row in rows_of(group)]
@@ -188,5 +133,13 @@ def _rollout_figures(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
 def _timing_figures(groups: Sequence[RolloutGroup], timing: dict[str, float]) -> dict[str, Any]:
     step_s = timing["rollout_s"] + timing["learn_s"] + timing["push_s"]
     tokens = sum(group.num_tokens for group in groups)
+    sampled_tokens = sum(
+        rollout.completion.num_completion_tokens for group in groups for rollout in group.rollouts
+    )
     durations = {name: value for name, value in timing.items() if name != "started"}
-    return durations | {"step_s": step_s, "tokens_per_second": tokens / step_s}
+    return durations | {
+        "step_s": step_s,
+        "tokens_per_second_rollout": sampled_tokens / timing["rollout_s"],
+        "tokens_per_second_learner": tokens / timing["learn_s"],
+        "tokens_per_second_run": tokens / step_s,
+    }

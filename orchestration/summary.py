@@ -36,7 +36,7 @@ def run_figures(
         "seconds_total": seconds_total,
         "seconds_per_step": median(records, "step_s"),
         "seconds_per_phase": {phase: median(records, f"{phase}_s") for phase in ("rollout", "learn", "push")},
-        "tokens_per_second": median(records, "tokens_per_second"),
+        "tokens_per_second": median(records, "tokens_per_second_run"),
         "weight_push_s": median(pushes, "weight_push_s"),
         "weight_push_parts_s": {
             part: median(records, f"{part}_s") for part in ("pack", "probe", "load", "verify")

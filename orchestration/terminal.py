@@ -101,7 +101,7 @@ class TerminalView:
             f"  reward {figure('score_mean', '.3f'):>7}"
             f"  KL {figure('kl_nats_per_sequence', '.2f'):>6} nats x {figure('kl_coef', '.3g'):>6}"
             f"  {figure('completion_tokens', '.1f'):>6} tokens"
-            f"  {figure('tokens_per_second', '.0f'):>6} tokens/s"
+            f"  {figure('tokens_per_second_run', '.0f'):>6} tokens/s"
             f"  {figure('step_s', '.1f'):>6} s"
             f"  gap {figure('logprob_gap_max', '.1e'):>7}"
             f"  left {self._left():>7}  {shares}"
@@ -130,7 +130,7 @@ class TerminalView:
         sources = [key for key in record if key.startswith("reward_")]
         kl, coefficient = figure("kl_nats_per_sequence", ".2f"), figure("kl_coef", ".3g")
         gap, push = figure("logprob_gap_max", ".1e"), figure("push_s", ".2f")
-        speed = f"{figure('tokens_per_second', '.0f')} tokens/s   {figure('step_s', '.1f')} s a step"
+        speed = f"{figure('tokens_per_second_run', '.0f')} tokens/s   {figure('step_s', '.1f')} s a step"
         yield "now", Text.assemble((self._clock.phase, "bold cyan"), f"  {self._clock.phase_s:.0f} s")
         yield "time", _stacked_bar(self._clock.shares(), ascii_only=self._ascii_only)
         yield (

@@ -116,7 +116,7 @@ def test_every_room_is_a_package() -> None:
         ("orchestration/trainer.py", "import ray.util.placement_group"),
         ("orchestration/trainer.py", "def f():\n    # Heavy.\n    import ray"),
         ("orchestration/cli.py", "import rich"),
-        ("core/metrics.py", "from prometheus_client import Counter"),
+        ("core/metrics/contract.py", "from prometheus_client import Counter"),
         ("orchestration/trainer.py", "async def f(worker):\n    await worker.step.remote(1)"),
         ("orchestration/trainer.py", "def f():\n    import json"),
         ("orchestration/trainer.py", "# A comment further up.\ndef f():\n    x = 1\n    import json"),

@@ -4,7 +4,12 @@ import re
 
 import pytest
 
-from core.metrics import METRICS, PREFIX, Metric
+from core.metrics.contract import PREFIX, Healthy, Metric, metric_of, series_of
+from core.metrics.flow import FLOW_METRICS
+from core.metrics.optimization import OPTIMIZATION_METRICS
+from core.metrics.policy import POLICY_METRICS
+from core.metrics.registry import METRICS, PANELS
+from core.metrics.workers import WORKER_METRICS
 
 ID_LABELS = {"id", "pid", "run", "request", "prompt", "group", "step", "version", "node", "host", "ip"}
 """Labels with a value for every process, prompt or run would make series without end."""
@@ -32,8 +37,25 @@ def test_names_say_their_unit(metric: Metric) -> None:
         assert scaled not in metric.name
 
 
-def test_histograms_are_durations_since_their_buckets_are(metric: Metric) -> None:
-    assert metric.kind != "histogram" or metric.unit == "seconds"
+def test_histograms_and_nothing_else_have_buckets(metric: Metric) -> None:
+    assert bool(metric.buckets) == (metric.kind == "histogram")
+    assert list(metric.buckets) == sorted(set(metric.buckets))
+
+
+def test_a_key_in_the_record_holds_all_labels_and_is_for_gauges(metric: Metric) -> None:
+    if metric.record is not None:
+        assert metric.kind == "gauge"
+        assert tuple(re.findall(r"{(\w+)}", metric.record)) == metric.labels
+    assert not metric.values or (metric.record is not None and len(metric.labels) == 1)
+    for value in metric.values:
+        assert value in metric.help
+
+
+def test_a_red_flag_says_what_to_do(metric: Metric) -> None:
+    if metric.healthy is not None:
+        assert metric.kind == "gauge"
+        assert ":" in metric.healthy.red_flag
+        assert (metric.healthy.low, metric.healthy.high) != (None, None)
 
 
 def test_help_is_a_phrase_that_names_the_label_values_where_they_are_few(metric: Metric) -> None:
@@ -50,7 +72,58 @@ def test_labels_are_no_ids(metric: Metric) -> None:
     assert len(set(metric.labels)) == len(metric.labels)
 
 
-def test_every_metric_is_declared_once() -> None:
-    from core import metrics  # the declarations themselves, before they become a mapping by name
+def test_every_metric_and_every_key_is_declared_once() -> None:
+    declared = [*POLICY_METRICS, *OPTIMIZATION_METRICS, *FLOW_METRICS, *WORKER_METRICS]
+    assert len(declared) == len(METRICS)
+    keys = [metric.record for metric in declared if metric.record]
+    assert len(set(keys)) == len(keys)
 
-    assert len(metrics._DECLARED) == len(METRICS)
+
+def test_every_chart_has_a_title_of_its_own() -> None:
+    assert len({panel.title for panel in PANELS}) == len(PANELS)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "labels"),
+    [
+        ("score_mean", "leash_score_mean", {}),
+        ("reward_human_ratings", "leash_reward", {"source": "human_ratings"}),
+        ("clip_fraction_low", "leash_clip_fraction", {"side": "low"}),
+        ("pack_s", "leash_weight_push_seconds", {"part": "pack"}),
+        ("step_s", "leash_step_seconds", {}),
+        ("memory_rollout-0_bytes", "leash_worker_memory_bytes", {"worker": "rollout-0"}),
+    ],
+)
+def test_a_key_of_a_record_leads_to_its_metric(key: str, name: str, labels: dict[str, str]) -> None:
+    assert metric_of(key, METRICS) == (METRICS[name], labels)
+
+
+@pytest.mark.parametrize(
+    "key", ["learn_s", "score", "clip_fraction_middle", "xscore_mean", "score_meanx", "reward_"]
+)
+def test_a_key_that_no_metric_declares_leads_nowhere(key: str) -> None:
+    assert metric_of(key, METRICS) is None
+
+
+def test_a_record_gives_series_and_what_is_no_number_gives_none() -> None:
+    record = {"step": 3, "score_mean": None, "reward_vader": 0.5, "learn_s": 2.0, "note": "x"}
+    found = [(metric.name, labels, value) for metric, labels, value in series_of(record, METRICS)]
+    assert found == [("leash_policy_version", {}, 3), ("leash_reward", {"source": "vader"}, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "value", "holds"),
+    [
+        (0, 1, 0, True),
+        (0, 1, 1, True),
+        (0, 1, -0.1, False),
+        (0, 1, 1.1, False),
+        (None, 1, -9, True),
+        (0, None, 9, True),
+    ],
+)
+def test_a_healthy_range_includes_its_ends(
+    low: float | None, high: float | None, value: float, holds: bool
+) -> None:
+    assert Healthy(low, high, "x: y").holds(value) == holds
+    assert not Healthy(low, high, "x: y").holds(float("nan"))

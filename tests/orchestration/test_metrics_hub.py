@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from core.errors import UserError
-from core.metrics import METRICS
+from core.metrics.registry import METRICS
 from orchestration.metrics_hub import MetricsHub
 
 
@@ -75,7 +75,7 @@ def test_two_hubs_share_nothing(hub: MetricsHub) -> None:
 
 
 def test_what_is_not_declared_is_an_error(hub: MetricsHub) -> None:
-    with pytest.raises(ValueError, match="leash_kl_coeff: not declared in core/metrics.py; leash_kl_coef is"):
+    with pytest.raises(ValueError, match="leash_kl_coeff: not declared in core/metrics/; leash_kl_coef is"):
         hub.set("leash_kl_coeff", 1.0)
     with pytest.raises(ValueError, match="leash_reward: declared with labels"):
         hub.set("leash_reward", 1.0)

@@ -16,7 +16,7 @@ RECORD = {
     "kl_nats_per_sequence": 3.5,
     "kl_coef": 0.05,
     "completion_tokens": 23.4,
-    "tokens_per_second": 118.2,
+    "tokens_per_second_run": 118.2,
     "step_s": 10.0,
     "push_s": 0.81,
     "logprob_gap_max": 4.6e-5,
