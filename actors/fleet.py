@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from actors.config import FaultsConfig
 from actors.slot import H, Slot, WorkerState
 from core.errors import NoWorkerLeft, RetriesExhausted, UserError, WorkerError, WorkerLost
+from core.worker_report import WorkerReport
 
 T = TypeVar("T")
 
@@ -35,8 +36,10 @@ class Fleet(Generic[H]):
         faults: FaultsConfig,
         start_s: float,
         on_event: Callable[[str, str], None] = lambda worker, event: None,
+        on_report: Callable[[str, WorkerReport], None] = lambda worker, report: None,
     ) -> None:
-        """`launch` begins a process under a name."""
+        """`launch` begins a process under a name. `on_event` hears who comes, dies and leaves, and `on_report` what
+        each says with its signs of life."""
         self.kind = kind
         self.admit: Callable[[H], Awaitable[bool]] = _at_once
         """Makes a worker that is up fit to serve; False if that cannot be done yet."""
@@ -46,6 +49,9 @@ class Fleet(Generic[H]):
         self.faults = faults
         self._start_s = start_s
         self._on_event = on_event
+        self._on_report = on_report
+        self.num_retries = 0
+        """Times that work was given to another worker because one was lost on it."""
         self._slots: dict[str, Slot[H]] = {}
         self._supervisors: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -112,6 +118,7 @@ class Fleet(Generic[H]):
                     return await function(handle)
             except WorkerLost as error:
                 lost = error
+                self.num_retries += 1
         raise RetriesExhausted(f"{self.faults.max_retries + 1} workers were lost on it; the last: {lost}")
 
     async def refit(self, function: Callable[[H], Awaitable[T]]) -> list[T]:
@@ -142,11 +149,11 @@ class Fleet(Generic[H]):
             raise refused[0]
         return done
 
-    async def memory_bytes(self) -> dict[str, int]:
-        """Memory of every process that answers, by its stable name."""
+    async def reports(self) -> dict[str, WorkerReport]:
+        """What every process that answers says of itself, by its stable name."""
         up = [slot for slot in self.slots if slot.state not in (WorkerState.STARTING, WorkerState.DEAD)]
-        sizes = await asyncio.gather(*(slot.handle.memory_bytes() for slot in up), return_exceptions=True)
-        return {slot.name: size for slot, size in zip(up, sizes, strict=True) if isinstance(size, int)}
+        said = await asyncio.gather(*(slot.handle.report() for slot in up), return_exceptions=True)
+        return {slot.name: one for slot, one in zip(up, said, strict=True) if isinstance(one, WorkerReport)}
 
     async def close(self) -> None:
         """End every worker."""
@@ -216,12 +223,14 @@ class Fleet(Generic[H]):
         except TimeoutError:
             pass
         try:
-            await slot.handle.ping(self.faults.silence_s)
+            report = await slot.handle.ping(self.faults.silence_s)
         except WorkerLost:
             if slot.state is not WorkerState.SERVING:
                 raise
             self._enter(slot, WorkerState.SUSPECT)
-            await slot.handle.ping(self.faults.silence_s)
+            report = await slot.handle.ping(self.faults.silence_s)
+        if slot.state is not WorkerState.DEAD:
+            self._on_report(slot.name, report)
         if slot.state is WorkerState.SUSPECT:
             self._enter(slot, WorkerState.STALE if slot.missed_refit else WorkerState.SERVING)
         if slot.leave_by is not None and slot.leave_by < asyncio.get_running_loop().time():

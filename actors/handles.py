@@ -14,13 +14,14 @@ from core.errors import RewardError, WorkerLost, WorkerSilent
 from core.messages import Completion, Demonstration, SampleRequest
 from core.remote import actor_options, answer
 from core.weights import WeightManifest
+from core.worker_report import WorkerReport
 
 if TYPE_CHECKING:
     from actors.sampler import PullReport
 
 CONTROL = "control"
 """Ray's name for the calls that must not wait behind those that sample or score."""
-MEMORY_S = 60.0
+REPORT_S = 60.0
 LAST_WORDS_S = 5.0
 """For a silent worker to say what it is doing."""
 MIN_CONCURRENCY = 64
@@ -40,11 +41,13 @@ class _Handle:
     async def ready(self, deadline_s: float) -> None:
         await self._answer(self._actor.ready.remote(), "starting", deadline_s)
 
-    async def ping(self, deadline_s: float) -> None:
-        await self._answer(self._control("ping"), "a sign of life", deadline_s)
+    async def ping(self, deadline_s: float) -> WorkerReport:
+        report: WorkerReport = await self._answer(self._control("ping"), "a sign of life", deadline_s)
+        return report
 
-    async def memory_bytes(self) -> int:
-        return int(await self._answer(self._control("memory_bytes"), "measuring memory", MEMORY_S))
+    async def report(self) -> WorkerReport:
+        report: WorkerReport = await self._answer(self._control("report"), "a report", REPORT_S)
+        return report
 
     def kill(self) -> None:
         ray.kill(self._actor, no_restart=True)

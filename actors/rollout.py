@@ -10,10 +10,12 @@ Knows no Ray: it is given handles, which are Ray workers in production and plain
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from statistics import fmean
+from typing import Any, Protocol, TypeVar
 
 from actors.fleet import Fleet
 from actors.slot import WorkerHandle
@@ -30,6 +32,8 @@ from core.messages import (
     VersionSpan,
 )
 from core.weights import WeightManifest
+
+T = TypeVar("T")
 
 DATASET_REWARD = "dataset"
 """Source of the reward that a dataset's text brings along."""
@@ -80,6 +84,10 @@ class RolloutPool:
         self._max_retries = max_retries
         self._push_s = push_s
         self._manifest: WeightManifest | None = None
+        self.num_retries = 0
+        """Times that completions were asked of another worker because one was lost on them."""
+        self._num_sampled = self._sampled_tokens = 0
+        self._waits: dict[str, list[float]] = {"reward": [], "reference": []}
 
     async def roll_out(self, prompt: Prompt, *, group_id: str, seeds: Sequence[int]) -> RolloutGroup:
         """One completion for each seed, scored. Raises what a worker raised; nothing is scored as zero."""
@@ -94,6 +102,8 @@ class RolloutPool:
             aclosing(self._sample(requests)) as completions,
         ):
             async for completion in completions:
+                self._num_sampled += 1
+                self._sampled_tokens += completion.num_completion_tokens
                 scoring[completion.request_id] = tasks.create_task(self._scored(completion))
         return RolloutGroup(
             group_id=group_id, rollouts=tuple(scoring[request.request_id].result() for request in requests)
@@ -131,6 +141,22 @@ class RolloutPool:
     def score_of(self, rewards: Mapping[str, float]) -> float:
         """The weighted sum that the policy is trained on."""
         return sum(self._rewards[name].weight * value for name, value in rewards.items())
+
+    def take_figures(self) -> dict[str, float]:
+        """Mean seconds that a completion waited for its scores, since the last call; and the mean length of
+        everything that was sampled, since the start."""
+        figures = {f"wait_{target}_s": fmean(waits) for target, waits in self._waits.items() if waits}
+        for waits in self._waits.values():
+            waits.clear()
+        if self._num_sampled:
+            figures["sampled_length"] = self._sampled_tokens / self._num_sampled
+        return figures
+
+    async def _timed(self, target: str, work: Awaitable[T]) -> T:
+        started = time.perf_counter()
+        result = await work
+        self._waits[target].append(time.perf_counter() - started)
+        return result
 
     @property
     def policy_version(self) -> int | None:
@@ -172,14 +198,15 @@ class RolloutPool:
                 return
             except WorkerLost as error:
                 lost = error
+                self.num_retries += 1
         raise RetriesExhausted(
             f"{next(iter(missing))}: {self._max_retries + 1} rollout workers were lost on it; the last: {lost}"
         )
 
     async def _scored(self, completion: Completion) -> Rollout:
         async with _first_error(), asyncio.TaskGroup() as tasks:
-            reference = tasks.create_task(_score(self._reference, completion))
-            rewards = tasks.create_task(self.rewards_of(completion))
+            reference = tasks.create_task(self._timed("reference", _score(self._reference, completion)))
+            rewards = tasks.create_task(self._timed("reward", self.rewards_of(completion)))
         return Rollout(
             completion=completion,
             reference_logprobs_T=reference.result(),

@@ -18,6 +18,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.config import RolloutConfig
+from actors.engine_stats import EngineStats
 from actors.weight_pull import SHARED_MEMORY, register
 from core.config import ModelConfig
 from core.errors import UserError, WorkerError
@@ -45,6 +46,7 @@ class Sampler:
     def __init__(self, model_path: Path, model: ModelConfig, rollout: RolloutConfig) -> None:
         register()
         self._rollout = rollout
+        self.stats = EngineStats()
         self._requests: dict[str, SampleRequest] = {}
         self._policy_version: int | None = None
         self._finished_during_pull: list[Completion] = []
@@ -63,8 +65,8 @@ class Sampler:
                 # The distribution that was sampled from, so after temperature.
                 logprobs_mode="processed_logprobs",
                 weight_transfer_config={"backend": SHARED_MEMORY},  # type: ignore[arg-type]
-                disable_log_stats=True,
-            )
+            ),
+            stat_loggers=[lambda config, index: self.stats],
         )
 
     @property

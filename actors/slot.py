@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
+from core.worker_report import WorkerReport
+
 
 class WorkerState(StrEnum):
     """Where a worker is in its life."""
@@ -46,10 +48,11 @@ class WorkerHandle(Protocol):
     async def ready(self, deadline_s: float) -> None:
         """Returns once it can work."""
 
-    async def ping(self, deadline_s: float) -> None:
+    async def ping(self, deadline_s: float) -> WorkerReport:
         """Returns at once if it is well. Raises `WorkerLost` if it is dead or silent."""
 
-    async def memory_bytes(self) -> int: ...
+    async def report(self) -> WorkerReport:
+        """The same, also while what it works on holds it up."""
 
     def kill(self) -> None:
         """End the process, whatever it does."""

@@ -15,9 +15,9 @@ from actors.config import ReferenceConfig, RewardFunctionReward, RewardModelRewa
 from actors.engine_loop import EngineLoop
 from core.config import ModelConfig
 from core.messages import Completion, Demonstration, SampleRequest
-from core.remote import own_memory_bytes
 from core.threads import busy_threads
 from core.weights import WeightManifest
+from core.worker_report import WorkerReport, own_report
 
 if TYPE_CHECKING:
     from actors.sampler import PullReport
@@ -53,9 +53,10 @@ class RolloutWorker:
         """Stop sampling for who no longer listens."""
         self._loop.abort(request_ids)
 
-    def ping(self) -> None:
+    def ping(self) -> WorkerReport:
         """Returns after the engine step in progress."""
         self._loop.call(lambda: None)
+        return self.report()
 
     def pull_weights(self, manifest: WeightManifest) -> "PullReport":
         """Take new weights between two engine steps and verify them."""
@@ -65,8 +66,9 @@ class RolloutWorker:
         """What each thread does, asked when the others no longer answer."""
         return busy_threads()
 
-    def memory_bytes(self) -> int:
-        return own_memory_bytes()
+    def report(self) -> WorkerReport:
+        """Returns at once."""
+        return self._sampler.stats.report()
 
 
 FUNCTION_BATCH_TOKENS = 2**20
@@ -113,15 +115,17 @@ class ScorerWorker:
     async def score(self, completion: Completion | Demonstration) -> Any:
         return await self._batcher.submit(completion)
 
-    async def ping(self) -> None:
+    async def ping(self) -> WorkerReport:
         """Returns at once: the process lives."""
+        return own_report()
 
     async def busy_threads(self) -> str:
         """What each thread does."""
         return busy_threads()
 
-    async def memory_bytes(self) -> int:
-        return own_memory_bytes()
+    async def report(self) -> WorkerReport:
+        """What `ping` says."""
+        return own_report()
 
 
 def _end_process() -> None:

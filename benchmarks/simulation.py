@@ -27,6 +27,7 @@ from actors.rollout import RolloutPool, WeightedReward
 from core.messages import Completion, Prompt, RolloutGroup, SampleRequest, VersionSpan
 from core.stream import SeededStream
 from core.weights import WeightManifest
+from core.worker_report import WorkerReport
 from orchestration.config import DeadlinesConfig
 from orchestration.ledger import Ledger
 from orchestration.sources import JournaledGroups, SampledGroups
@@ -52,10 +53,11 @@ class SimulatedWorker:
 
     async def ready(self, deadline_s: float) -> None: ...
 
-    async def ping(self, deadline_s: float) -> None: ...
+    async def ping(self, deadline_s: float) -> WorkerReport:
+        return await self.report()
 
-    async def memory_bytes(self) -> int:
-        return 0
+    async def report(self) -> WorkerReport:
+        return WorkerReport(gauges={}, totals={})
 
     def kill(self) -> None: ...
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
-import psutil
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -69,11 +68,6 @@ def actor_options(
         "runtime_env": {"env_vars": variables},
         "max_restarts": 0,
     }
-
-
-def own_memory_bytes() -> int:
-    """Resident memory of this process; what it shares with others counts in equal parts (PSS)."""
-    return int(psutil.Process().memory_full_info().pss)
 
 
 def node_address() -> str:

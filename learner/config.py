@@ -48,6 +48,8 @@ class LearnerConfig(Section):
     """Tokens of one packed micro-batch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a fifth slower."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """What one rank's device can do at best in this precision, to report the model FLOPs utilization."""
     resources: Resources = Resources()
     """What each learner rank asks of Ray."""
 

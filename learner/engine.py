@@ -196,6 +196,14 @@ class ZeroEngine:
         for name, parameter in self.module.named_parameters():
             yield name, tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.dtype
 
+    @property
+    def flops_per_token(self) -> float:
+        """Operations to learn from one token: forward and backward through every weight, and the gradients of
+        those that are trained; 6 a weight if all are. Attention itself is left out (arXiv:2001.08361, sec. 2.1)."""
+        parameters = list(self.module.parameters())
+        trained = sum(_full_numel(parameter) for parameter in parameters if parameter.requires_grad)
+        return 4.0 * sum(map(_full_numel, parameters)) + 2.0 * trained
+
     def save(self, folder: Path, tag: str) -> None:
         """Write weights and optimizer state. All ranks must call. Raises `WorkerError` on all of them if one
         could not write; DeepSpeed has barriers behind its writes, so these raise nothing themselves."""

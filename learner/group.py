@@ -11,6 +11,7 @@ from core.errors import LearnerLost, UserError, WorkerLost
 from core.messages import Completion, Demonstration, Float32s, RolloutGroup
 from core.remote import actor_options, answer
 from core.weights import WeightManifest
+from core.worker_report import WorkerReport
 from learner.worker import LearnerSetup, LearnerWorker
 
 LAST_WORDS_S = 5.0
@@ -106,10 +107,10 @@ class LearnerGroup:
     async def save_model(self, folder: Path) -> None:
         await self._all("save_model", folder, what="saving the model", deadline_s=self._learn_s)
 
-    async def memory_bytes(self) -> dict[str, int]:
-        """Resident bytes of each rank."""
-        sizes = await self._all("memory_bytes", what="measuring memory", deadline_s=60)
-        return {f"learner-{rank}": size for rank, size in enumerate(sizes)}
+    async def reports(self) -> dict[str, WorkerReport]:
+        """What each rank says of itself, by its stable name."""
+        reports = await self._all("report", what="a report", deadline_s=60)
+        return {f"learner-{rank}": report for rank, report in enumerate(reports)}
 
     async def close(self) -> None:
         """Let the ranks give back what they hold, if they came up."""

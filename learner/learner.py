@@ -38,6 +38,7 @@ from learner.policy_gradient import PolicyGradient
 from learner.preference import DirectAlignment
 from learner.pretraining import Pretraining
 from learner.supervised import SupervisedFineTuning
+from learner.target_metrics import target_metrics
 
 
 class Learner:
@@ -87,13 +88,23 @@ class Learner:
         # Later updates move the policy away from the one that sampled; only the first compares like with like.
         metrics |= {name: value for name, value in updates[0].items() if name.startswith("logprob_gap")}
         metrics |= {
+            **target_metrics(targets, batch.mask_BT),
             "num_updates": float(len(updates)),
             "kl_coef": self.kl_controller.kl_coef,
             "learning_rate": self._scheduled(self._config.learning_rate),
         }
+        if isinstance(self.kl_controller, AdaptiveKLController):
+            metrics["kl_target"] = self.kl_controller.target
         self._adapt_kl(groups)
         self.policy_version += 1
         return metrics
+
+    def model_flops(self, groups: Sequence[RolloutGroup], num_updates: float) -> float:
+        """Operations that a step on these groups needs at least, on all ranks together."""
+        networks = [self.policy] if self.value_model is None else [self.policy, self.value_model]
+        num_epochs = num_updates / self._algorithm.num_minibatches
+        num_tokens = sum(group.num_tokens for group in groups) * num_epochs
+        return sum(network.flops_per_token for network in networks) * num_tokens
 
     @torch.no_grad()
     def probe_logprobs(self, row: PackedRow) -> torch.Tensor:

@@ -30,7 +30,7 @@ from learner.algorithm_config import (
 )
 from learner.batch import Batch, MicroBatch
 from learner.config import KLConfig
-from learner.engine import ZeroEngine, all_reduce_sum
+from learner.engine import ZeroEngine
 from learner.kl import AdaptiveKLController, FixedKLController, full_kl, kl_estimate
 from learner.lora import adapters_off
 from learner.losses import (
@@ -43,6 +43,7 @@ from learner.losses import (
     value_loss,
 )
 from learner.objective import Targets
+from learner.target_metrics import moments
 
 
 class PolicyGradient:
@@ -76,7 +77,10 @@ class PolicyGradient:
     def targets(self, batch: Batch, micro_batches: Sequence[MicroBatch], *, step: int) -> Targets:
         """Advantages, the log-probs that ratios are taken to, and with a value model its targets."""
         self._trains_policy = step >= getattr(self._config, "value_warmup_steps", 0)
-        targets = self._advantages(batch, self._token_rewards(batch, micro_batches), micro_batches)
+        kl_BT = self._token_kl(batch, micro_batches)
+        targets = self._advantages(batch, self._token_rewards(batch, kl_BT), micro_batches)
+        if self._kl.estimator == "exact" and kl_BT is not None:
+            targets["exact_kl"] = kl_BT
         targets["ratio_logprobs"] = batch.behavior_logprobs_BT
         if self._config.importance_sampling != "none":
             policy_logprobs_BT = _forward(batch, micro_batches, self._policy_logprobs)
@@ -109,7 +113,7 @@ class PolicyGradient:
     ) -> Metrics:
         """Forward and backward of one packed row, through the policy and the value model."""
         behavior_N = micro_batch.select(micro_batch.batch.behavior_logprobs_BT)
-        policy_N, terms, metrics = self._policy_terms(micro_batch, counts["normalizer"])
+        policy_N, terms, metrics = self._policy_terms(micro_batch, counts)
         ratio_N, old_N = policy_N, micro_batch.select(targets["ratio_logprobs"])
         if self._config.ratio == "sequence":
             ratio_N = sequence_ratio_logprobs(policy_N, old_N, micro_batch.mask_N, micro_batch.sequence_ids_N)
@@ -144,7 +148,17 @@ class PolicyGradient:
             metrics["value_gradient_norm"] = self._value_model.step(learning_rate)
         return metrics
 
-    def _token_rewards(self, batch: Batch, micro_batches: Sequence[MicroBatch]) -> Tensor:
+    def _token_kl(self, batch: Batch, micro_batches: Sequence[MicroBatch]) -> Tensor | None:
+        """[B, T]: KL from the reference of every token; None if it is not in the reward."""
+        if self._kl.placement == "loss":
+            return None
+        if self._kl.estimator == "exact":
+            return _forward(batch, micro_batches, lambda row: self._exact_kl(self._logits(row), row))
+        return kl_estimate(
+            batch.behavior_logprobs_BT, batch.reference_logprobs_BT, estimator=self._kl.estimator
+        )
+
+    def _token_rewards(self, batch: Batch, kl_BT: Tensor | None) -> Tensor:
         """[B, T]: the score at the last token, less the KL penalty of every token if it is in the reward."""
         scores_B = batch.scores_B
         if isinstance(self._config, GRPOConfig) and self._config.overlong_buffer_tokens:
@@ -153,15 +167,9 @@ class PolicyGradient:
                 max_tokens=self._max_new_tokens,
                 buffer_tokens=self._config.overlong_buffer_tokens,
             )
-        if self._kl.placement == "loss":
+        if kl_BT is None:
             no_kl_BT = torch.zeros_like(batch.behavior_logprobs_BT)
             return kl_penalized_rewards(scores_B, no_kl_BT, batch.mask_BT, kl_coef=0.0)
-        if self._kl.estimator == "exact":
-            kl_BT = _forward(batch, micro_batches, lambda row: self._exact_kl(self._logits(row), row))
-        else:
-            kl_BT = kl_estimate(
-                batch.behavior_logprobs_BT, batch.reference_logprobs_BT, estimator=self._kl.estimator
-            )
         return kl_penalized_rewards(scores_B, kl_BT, batch.mask_BT, kl_coef=self._kl_controller.kl_coef)
 
     def _advantages(
@@ -183,14 +191,16 @@ class PolicyGradient:
             case RLOOConfig(scale_advantages=scale):
                 advantages_B = leave_one_out_advantages(rewards_BT.sum(1), batch.group_ids_B)
                 if scale:
-                    advantages_B = advantages_B / _moments(advantages_B)[1]
+                    advantages_B = advantages_B / (moments(advantages_B)[1] + STD_EPSILON)
             case GRPOConfig(scale_by_std=scale_by_std):
                 advantages_B = group_advantages(
                     rewards_BT.sum(1), batch.group_ids_B, scale_by_std=scale_by_std
                 )
         return {"advantages": advantages_B[:, None].expand_as(rewards_BT)}
 
-    def _policy_terms(self, micro_batch: MicroBatch, normalizer: float) -> tuple[Tensor, Tensor, Metrics]:
+    def _policy_terms(
+        self, micro_batch: MicroBatch, counts: Mapping[str, float]
+    ) -> tuple[Tensor, Tensor, Metrics]:
         """([N], [], metrics): policy log-probs, and what the loss has beside the surrogate: KL and entropy."""
         config, kl_in_loss = self._config, self._kl.placement == "loss"
         if not (config.entropy_coef or (kl_in_loss and self._kl.estimator == "exact")):
@@ -205,7 +215,7 @@ class PolicyGradient:
                 values_N,
                 micro_batch.mask_N,
                 aggregation=config.aggregation,
-                normalizer=normalizer,
+                normalizer=counts["normalizer"],
                 sequence_ids=micro_batch.sequence_ids_N,
             )
 
@@ -213,6 +223,8 @@ class PolicyGradient:
             if self._kl.estimator == "exact":
                 assert logits_NV is not None
                 kl_N = self._exact_kl(logits_NV, micro_batch)
+                exact = (kl_N.detach() * micro_batch.mask_N).sum()
+                metrics["kl_exact_nats_per_token"] = exact / counts["tokens"]
             else:
                 reference_N = micro_batch.select(micro_batch.batch.reference_logprobs_BT)
                 kl_N = kl_estimate(policy_N, reference_N, estimator=self._kl.estimator)
@@ -274,18 +286,8 @@ def _forward(
 
 
 def _whitened(advantages_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    mean, std = _moments(advantages_BT[mask_BT])
-    return (advantages_BT - mean) / std
-
-
-def _moments(values: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation over all ranks, the latter never 0."""
-    sums = all_reduce_sum(
-        torch.stack([torch.ones_like(values), values, values**2]).double().flatten(1).sum(1)
-    )
-    count, total, squares = sums.tolist()
-    mean = total / count
-    return mean, max(squares / count - mean**2, 0.0) ** 0.5 + STD_EPSILON
+    mean, std = moments(advantages_BT[mask_BT])
+    return (advantages_BT - mean) / (std + STD_EPSILON)
 
 
 def _logprob_gap(policy_N: Tensor, behavior_N: Tensor, mask_N: Tensor, num_tokens: float) -> Metrics:

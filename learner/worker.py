@@ -11,9 +11,10 @@ from typing import Any
 from core.config import ModelConfig
 from core.decoding import Decoding
 from core.messages import Completion, Demonstration, Float32s, Int32s, RolloutGroup
-from core.remote import node_address, own_memory_bytes
+from core.remote import node_address
 from core.stream import SeededStream
 from core.weights import WeightManifest
+from core.worker_report import WorkerReport, own_report
 from learner.algorithm_config import AlgorithmConfig, PPOConfig
 from learner.config import KLConfig, LearnerConfig
 
@@ -133,7 +134,13 @@ class LearnerWorker:
     def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         started = time.perf_counter()
         metrics = self._learner.train_step(groups)
-        return metrics | {"learn_s": time.perf_counter() - started}
+        metrics["learn_s"] = time.perf_counter() - started
+        config = self._setup.config
+        if config.peak_tflops is not None:
+            flops = self._learner.model_flops(groups, metrics["num_updates"])
+            peak = config.peak_tflops * 1e12 * config.world_size
+            metrics["mfu_fraction"] = flops / metrics["learn_s"] / peak
+        return metrics
 
     def reference_logprobs(self, texts: Sequence[Completion | Demonstration]) -> list[Float32s]:
         return self._learner.reference_logprobs(texts)
@@ -164,8 +171,8 @@ class LearnerWorker:
 
         save_model(self._learner, folder, tokenizer_from=self._setup.model_path, rank=self._rank)
 
-    def memory_bytes(self) -> int:
-        return own_memory_bytes()
+    def report(self) -> WorkerReport:
+        return own_report()
 
     def close(self) -> None:
         """Leave the process group and give back shared memory."""

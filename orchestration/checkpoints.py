@@ -53,15 +53,16 @@ class Checkpoints:
         self.ledger.rollback(version)
         return version
 
-    async def save(self, version: int) -> None:
+    async def save(self, version: int) -> Path:
         """A checkpoint of this version, which commits the steps up to it. Sampling goes on meanwhile."""
         unfinished = self._folder.begin_checkpoint(version).absolute()
         await self._learner.save(unfinished)
         self.ledger.require_ownership()
-        await asyncio.to_thread(
+        checkpoint = await asyncio.to_thread(
             self._folder.commit_checkpoint, unfinished, keep=self._recipe.trainer.keep_checkpoints
         )
         self.ledger.commit(version)
+        return checkpoint
 
     @property
     def committed_step(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.util.placement_group import (
@@ -25,15 +25,16 @@ from actors.fleet import Fleet
 from actors.handles import RolloutHandle, ScorerFleet, ScorerHandle
 from actors.rollout import RolloutPool, WeightedReward
 from actors.worker import ActorSetup
-from core.config import Resources
 from core.errors import UserError, WorkerError
 from core.remote import answer
+from core.worker_report import WorkerReport
 from learner.algorithm_config import PPOConfig
 from learner.group import LearnerGroup
 from learner.worker import LearnerSetup
 from orchestration.adapter_reference import AdapterReference
 from orchestration.config import Recipe
 from orchestration.inputs import RunInputs
+from orchestration.placement import Worker, workers_of
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of a local Ray. Rollouts are small, and weights do not go through the object store."""
@@ -41,17 +42,14 @@ CLEARER_REASON_S = 20.0
 """For other workers to fail too, once one has: about what starting one takes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
-    """One process to place: its stable name, and what it asks of Ray."""
+class Watcher(Protocol):
+    """Who is told what becomes of the workers."""
 
-    name: str
-    resources: Resources
+    def worker_event(self, worker: str, event: str) -> None:
+        """It joins, dies or leaves."""
 
-    @property
-    def bundle(self) -> dict[str, float]:
-        gpus = {"GPU": self.resources.num_gpus} if self.resources.num_gpus else {}
-        return {"CPU": self.resources.num_cpus, **gpus}
+    def worker_report(self, worker: str, report: WorkerReport) -> None:
+        """A sign of life."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,27 +61,16 @@ class Workers:
     fleets: dict[str, Fleet[Any]]
     """Workers that may come and go, by kind: rollout, reference, reward-NAME."""
 
-    async def memory_bytes(self) -> dict[str, int]:
-        """Memory of every worker process, without what it shares with others."""
-        sizes = await self.learner.memory_bytes()
+    async def reports(self) -> dict[str, WorkerReport]:
+        """What every worker process says of itself, by its stable name."""
+        reports = await self.learner.reports()
         for fleet in self.fleets.values():
-            sizes |= await fleet.memory_bytes()
-        return sizes
+            reports |= await fleet.reports()
+        return reports
 
     async def close(self) -> None:
         """End every worker that is not the learner's."""
         await asyncio.gather(*(fleet.close() for fleet in self.fleets.values()))
-
-
-def workers_of(recipe: Recipe) -> list[Worker]:
-    """Every process that a recipe runs, in the order in which they are placed."""
-    counts: list[tuple[str, int, Resources]] = [
-        ("learner", recipe.learner.world_size, recipe.learner.resources),
-        ("rollout", recipe.rollout.workers, recipe.rollout.resources),
-        ("reference", recipe.reference.num_scorers, recipe.reference.resources),
-        *((f"reward-{reward.name}", reward.replicas, reward.resources) for reward in recipe.rewards),
-    ]
-    return [Worker(name=f"{kind}-{i}", resources=res) for kind, count, res in counts for i in range(count)]
 
 
 @contextmanager
@@ -116,16 +103,14 @@ def joined(address: str | None) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def started(
-    recipe: Recipe, inputs: RunInputs, on_event: Callable[[str, str], None]
-) -> AsyncIterator[Workers]:
-    """All workers, up and loaded. They end with the context. `on_event` hears of those who come, die and go.
+async def started(recipe: Recipe, inputs: RunInputs, watcher: Watcher) -> AsyncIterator[Workers]:
+    """All workers, up and loaded. They end with the context.
 
     Raises `UserError` if the cluster is too small, `WorkerError` naming the worker that does not come up.
     """
     _require_room(workers_of(recipe))
     async with _placed_learner(recipe, inputs) as (learner, node):
-        workers = _fleets(recipe, learner, node, inputs, on_event)
+        workers = _fleets(recipe, learner, node, inputs, watcher)
         try:
             await _all_up(
                 learner.start(),
@@ -198,13 +183,16 @@ async def _reserve(ranks: list[Worker], deadline_s: float) -> PlacementGroup:
     return group
 
 
-def _fleets(
-    recipe: Recipe, learner: LearnerGroup, node: str, inputs: RunInputs, on_event: Callable[[str, str], None]
-) -> Workers:
+def _fleets(recipe: Recipe, learner: LearnerGroup, node: str, inputs: RunInputs, watcher: Watcher) -> Workers:
     """The learner, and fleets that have no workers yet. `node`: where rollout workers should be."""
     deadlines, reward_paths = recipe.deadlines, inputs.reward_paths
     setup = ActorSetup(model_path=inputs.model_path, model=recipe.model, rollout=recipe.rollout)
-    faults: dict[str, Any] = {"faults": recipe.faults, "start_s": deadlines.start_s, "on_event": on_event}
+    common: dict[str, Any] = {
+        "faults": recipe.faults,
+        "start_s": deadlines.start_s,
+        "on_event": watcher.worker_event,
+        "on_report": watcher.worker_report,
+    }
 
     def launch_rollout(name: str) -> RolloutHandle:
         return RolloutHandle(name, setup, near_node=node, deadline_s=deadlines.rollout_s)
@@ -213,9 +201,9 @@ def _fleets(
         path = reward_paths.get(kind)
         return lambda name: ScorerHandle(name, setup, config, path, deadline_s=deadlines.rollout_s)
 
-    rollout = Fleet("rollout", launch_rollout, **faults)
+    rollout = Fleet("rollout", launch_rollout, **common)
     scorers = {
-        kind: ScorerFleet(kind, launch_scorer(kind, config), **faults)
+        kind: ScorerFleet(kind, launch_scorer(kind, config), **common)
         for kind, config in _scorer_configs(recipe).items()
     }
     rewards = {

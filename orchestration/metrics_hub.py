@@ -1,19 +1,20 @@
-"""The door to Prometheus: what a run measures, published at /metrics and kept as JSON lines."""
+"""The door to Prometheus: what a run and its workers measure, published at /metrics."""
 
 import contextlib
 import difflib
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import Metric as Samples
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from core.errors import UserError
 from core.metrics.contract import Metric, series_of
 from core.metrics.registry import METRICS
-from orchestration.run_folder import jsonable
+from core.worker_report import WorkerReport
 
 Family = TypeVar("Family", Counter, Gauge, Histogram)
 
@@ -35,6 +36,10 @@ class MetricsHub:
         """Serve on this port of localhost, 0 for a free one, None for none. `UserError` if it is taken."""
         self._registry = CollectorRegistry()
         self._families: dict[str, Counter | Gauge | Histogram] = {}
+        self._totals: dict[tuple[str, ...], float] = {}
+        """What counters that somebody else counts have said last."""
+        self._engine_series = _EngineSeries()
+        self._registry.register(self._engine_series)
         self._server = None
         for metric in METRICS.values():
             if metric.kind == "counter":
@@ -62,6 +67,13 @@ class MetricsHub:
         """Add to a counter."""
         self._series(Counter, name, labels).inc(value)
 
+    def follow(self, name: str, total: float, **labels: str) -> None:
+        """Bring a counter to what somebody else has counted. One who counts less than before began anew."""
+        source = (name, *labels.values())
+        before = self._totals.get(source, 0.0)
+        self.add(name, total - before if total >= before else total, **labels)
+        self._totals[source] = total
+
     def observe(self, name: str, value: float, **labels: str) -> None:
         """One more observation of a histogram."""
         self._series(Histogram, name, labels).observe(value)
@@ -71,20 +83,25 @@ class MetricsHub:
         for metric, labels, value in series_of(record, METRICS):
             self.set(metric.name, value, **labels)
 
+    def worker(self, worker: str, report: WorkerReport) -> None:
+        """What a worker says of itself."""
+        for name, value in report.gauges.items():
+            self.set(name, value, worker=worker)
+        for name, total in report.totals.items():
+            self.follow(name, total, worker=worker)
+        if report.engine_series:
+            self._engine_series.texts[worker] = report.engine_series
+
     def forget(self, worker: str) -> None:
         """Drop the gauges of a worker that is gone; what its counters have counted stays counted."""
+        self._engine_series.texts.pop(worker, None)
+        for source in [source for source in self._totals if source[1:] == (worker,)]:
+            del self._totals[source]  # its successor counts from zero
         for metric in METRICS.values():
             family = self._families.get(metric.name)
             if metric.kind == "gauge" and metric.labels == ("worker",) and family is not None:
                 with contextlib.suppress(KeyError):
                     family.remove(worker)
-
-    def record_step(self, path: Path, record: Mapping[str, object]) -> None:
-        """Append one step's figures to a file of JSON lines; what is not finite becomes null."""
-        line = json.dumps(jsonable(record), allow_nan=False) + "\n"
-        _cut_unfinished_line(path)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
 
     def close(self) -> None:
         """Stop serving. May be called more than once."""
@@ -119,12 +136,19 @@ class MetricsHub:
                 return Histogram(*arguments, buckets=metric.buckets, registry=self._registry)
 
 
-def _cut_unfinished_line(path: Path) -> None:
-    """Remove the half of a line that a run left which was killed while it wrote."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("rb+") as file:
-        file.seek(-1, 2)
-        if file.read() != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+class _EngineSeries(Collector):
+    """vLLM's own series of every engine, with one label more: the worker."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def collect(self) -> Iterator[Samples]:
+        families: dict[str, Samples] = {}
+        for worker, text in list(self.texts.items()):
+            for family in text_string_to_metric_families(text):
+                merged = families.setdefault(
+                    family.name, Samples(family.name, family.documentation, family.type)
+                )
+                for sample in family.samples:
+                    merged.add_sample(sample.name, sample.labels | {"worker": worker}, sample.value)
+        yield from families.values()

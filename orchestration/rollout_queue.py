@@ -1,6 +1,7 @@
 """The one buffer between actors and learner. It bounds both size and staleness."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -22,12 +23,15 @@ class RolloutQueue:
         self._tickets = asyncio.Semaphore((max_lag + 1) * groups_per_step)
         self._running: deque[asyncio.Task[RolloutGroup]] = deque()
         self._started = asyncio.Condition()
+        self._num_unfinished = 0
+        self._idle_since = time.perf_counter()
+        self._idle_s = 0.0
 
     async def start(self, roll_out: Callable[[], Awaitable[RolloutGroup]]) -> None:
         """Wait for a ticket, then start one group in the background."""
         await self._tickets.acquire()
         async with self._started:
-            self._running.append(asyncio.ensure_future(_run(roll_out)))
+            self._running.append(asyncio.ensure_future(self._run(roll_out)))
             self._started.notify_all()
 
     async def take_step(self, *, deadline_s: float) -> list[RolloutGroup]:
@@ -59,13 +63,27 @@ class RolloutQueue:
         """Groups started and not yet taken."""
         return len(self._running)
 
+    def take_idle_s(self) -> float:
+        """Seconds since the last call in which nothing was being sampled: every ticket waited for new weights."""
+        if self._num_unfinished == 0:
+            self._idle_s += time.perf_counter() - self._idle_since
+            self._idle_since = time.perf_counter()
+        idle_s, self._idle_s = self._idle_s, 0.0
+        return idle_s
+
+    async def _run(self, roll_out: Callable[[], Awaitable[RolloutGroup]]) -> RolloutGroup:
+        if self._num_unfinished == 0:
+            self._idle_s += time.perf_counter() - self._idle_since
+        self._num_unfinished += 1
+        try:
+            return await roll_out()
+        finally:
+            self._num_unfinished -= 1
+            self._idle_since = time.perf_counter()
+
     async def close(self) -> None:
         """Stop what is running and wait until it has stopped."""
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         self._running.clear()
-
-
-async def _run(roll_out: Callable[[], Awaitable[RolloutGroup]]) -> RolloutGroup:
-    return await roll_out()

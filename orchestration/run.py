@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import LearnerLost, UserError
-from core.remote import own_memory_bytes
 from core.stream import SeededStream
+from core.worker_report import own_report
 from orchestration import cluster
 from orchestration.checkpoints import Checkpoints
 from orchestration.config import Recipe
@@ -75,7 +75,6 @@ class Run:
         self._hub = hub
         self._started = started
         self._seconds_to_first_step: float | None = None
-        self._memory: dict[str, int] = {}
         self._learner_restarts = 0
         """Since the last checkpoint: a learner that dies before the next one every time is not worth more."""
         self._interrupts = Interrupts(lambda: self._stop())
@@ -85,7 +84,7 @@ class Run:
         """Start the workers, train, compare, and write the summary."""
         with self._interrupts:
             self._log.phase("start")
-            async with cluster.started(self._recipe, self._inputs, self._log.worker_event) as self._workers:
+            async with cluster.started(self._recipe, self._inputs, self._log) as self._workers:
                 self._checkpoints = Checkpoints(
                     self._recipe,
                     self._folder,
@@ -156,14 +155,14 @@ class Run:
         """Evaluate again, compare, and write what people and scripts read."""
         self._log.phase("evaluate")
         rows, figures = await self._heldout.after()
-        await self._measure_memory()
+        await self._hear_all()
         self._log.phase("save")
         if self._recipe.trainer.save_model:
             await self._workers.learner.save_model((self._folder.path / "model").absolute())
         summary = figures | run_figures(
             self._recipe,
             self._log.records,
-            memory=self._memory,
+            memory=self._log.peak_memory,
             reward_model=self._inputs.reward_model_metrics,
             seconds_for_reward_model=self._inputs.seconds_for_reward_model,
             seconds_to_first_step=self._seconds_to_first_step,
@@ -212,7 +211,9 @@ class Run:
         self._controls.after_step()
         for kind, fleet in self._workers.fleets.items():
             self._log.workers(kind, [slot.state for slot in fleet.slots])
-        await self._measure_memory()
+            self._log.retries(kind, fleet.num_retries)
+        self._log.retries("rollout", self._workers.pool.num_retries)
+        await self._hear_all()
         if self._is_due(self._recipe.trainer.evaluate_every, version):
             self._log.phase("evaluate")
             await self._heldout.on_the_way(version)
@@ -223,17 +224,14 @@ class Run:
         """What is done every so many steps; at the end it is done anyway."""
         return every > 0 and version % every == 0 and version < self._recipe.trainer.steps
 
-    async def _measure_memory(self) -> None:
-        """Memory of every process now, and the largest so far."""
-        sizes = await self._workers.memory_bytes()
-        sizes["driver"] = own_memory_bytes()
-        self._log.memory(sizes)
-        sizes["total"] = sum(sizes.values())
-        self._memory = {name: max(size, self._memory.get(name, 0)) for name, size in sizes.items()}
+    async def _hear_all(self) -> None:
+        """What every process says of itself now."""
+        self._log.all_reported(await self._workers.reports() | {"driver": own_report()})
 
     async def _save_checkpoint(self, version: int) -> None:
         self._log.phase("save")
         started = time.perf_counter()
-        await self._checkpoints.save(version)
+        checkpoint = await self._checkpoints.save(version)
         self._learner_restarts = 0
-        self._hub.set("leash_checkpoint_seconds", time.perf_counter() - started)
+        size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
+        self._log.checkpoint(version, time.perf_counter() - started, size)

@@ -7,6 +7,7 @@ heldout-after.jsonl   of both policies             before-after.md   the two sid
 checkpoints/step-N/   to go on from                model/            the trained policy, Hugging Face format
 evaluations.jsonl     held-out prompts on the way  model-best/       the version that did best on them
 ledger/               what became of every group   control.json      how to steer it, while it lives
+events.jsonl          workers, orders, checkpoints
 """
 
 import json
@@ -186,6 +187,18 @@ def write_atomically(file: Path, text: str) -> None:
 def write_json(file: Path, content: Mapping[str, object]) -> None:
     """The content as JSON; NaN and infinity, which JSON has no way to write, become null."""
     write_atomically(file, json.dumps(jsonable(content), indent=2, allow_nan=False) + "\n")
+
+
+def append_line(file: Path, content: Mapping[str, object]) -> None:
+    """One more line of JSON; what is not finite becomes null. Half of a line that a run left which was killed while
+    it wrote is removed."""
+    with file.open("a+b") as stream:
+        if stream.tell() > 0:
+            stream.seek(-1, os.SEEK_END)
+            if stream.read() != b"\n":
+                stream.seek(0)
+                stream.truncate(stream.read().rfind(b"\n") + 1)
+        stream.write(json.dumps(jsonable(content), allow_nan=False).encode() + b"\n")
 
 
 def jsonable(value: object) -> object:

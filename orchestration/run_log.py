@@ -1,18 +1,20 @@
-"""What the loop reports, turned into one record a step: for the metrics hub, the run folder and the terminal."""
+"""What the loop and the workers report, told to all who watch: metrics hub, run folder, terminal, journal."""
 
 import json
-import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.run_samples import rows_of
 from actors.slot import WorkerState
 from core.messages import RolloutGroup
+from core.worker_report import WorkerReport
 from orchestration.ledger import Ledger
 from orchestration.metrics_hub import MetricsHub
+from orchestration.run_folder import append_line
+from orchestration.step_record import rollout_figures, timing_figures
 from orchestration.terminal import TerminalView
 
 NUM_EVENTS = 20
@@ -27,6 +29,11 @@ class RunLog:
         self._hub = hub
         self._view = view
         self._started = time.perf_counter()
+        self._memory: dict[str, float] = {}
+        self._lengths = [0, 0]
+        """Completions trained on, and their tokens."""
+        self.peak_memory: dict[str, int] = {}
+        """Of every worker, in bytes, and their total; the largest so far."""
         self.records: list[dict[str, Any]] = []
         """One a step, as written to metrics.jsonl."""
         self.phase_name = "start"
@@ -44,16 +51,25 @@ class RunLog:
     def note(self, text: str) -> None:
         self._view.note(text)
 
-    def event(self, kind: str, text: str) -> None:
-        """Something happened to the run that is no step: for the terminal, the status and the journal."""
+    def event(self, kind: str, text: str, *, quiet: bool = False) -> None:
+        """Something happened to the run that is no step: for the status, events.jsonl, the journal, and unless
+        `quiet` the terminal."""
         self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
-        self._view.note(text)
+        if not quiet:
+            self._view.note(text)
+        step = self.records[-1]["step"] if self.records else 0
+        append_line(
+            self._folder / "events.jsonl", {"time_s": time.time(), "step": step, "kind": kind, "text": text}
+        )
         if self.ledger is not None:  # what happens before it is open is not in it
             self.ledger.note(kind, {"text": text})
 
     def worker_event(self, worker: str, event: str) -> None:
         """A worker joins, dies or leaves."""
         self.event("worker", f"{worker} {event}")
+        if event.startswith(("died", "left", "given up")):
+            self._hub.forget(worker)
+            self._memory.pop(worker, None)
         if event.startswith("died"):
             self._hub.add("leash_worker_restarts_total", 1, kind=worker.rpartition("-")[0] or worker)
 
@@ -68,10 +84,29 @@ class RunLog:
         for state in WorkerState:
             self._hub.set("leash_workers", states.count(state), kind=kind, state=str(state))
 
-    def memory(self, sizes: dict[str, int]) -> None:
-        """Memory of each worker, by its stable name."""
-        for worker, size in sizes.items():
-            self._hub.set("leash_worker_memory_bytes", size, worker=worker)
+    def worker_report(self, worker: str, report: WorkerReport) -> None:
+        """A worker says how it is."""
+        self._hub.worker(worker, report)
+        self._memory[worker] = report.gauges["leash_worker_memory_bytes"]
+        self.peak_memory[worker] = max(report.memory_bytes, self.peak_memory.get(worker, 0))
+
+    def all_reported(self, reports: Mapping[str, WorkerReport]) -> None:
+        """Every worker says at the same time how it is."""
+        for worker, report in reports.items():
+            self.worker_report(worker, report)
+        total = sum(report.memory_bytes for report in reports.values())
+        self.peak_memory["total"] = max(total, self.peak_memory.get("total", 0))
+
+    def retries(self, kind: str, total: int) -> None:
+        """Times so far that work was given to another worker of a kind."""
+        self._hub.follow("leash_retries_total", total, kind=kind)
+
+    def checkpoint(self, version: int, seconds: float, size: int) -> None:
+        """The steps up to this version are committed."""
+        self._hub.set("leash_checkpoint_seconds", seconds)
+        self._hub.set("leash_checkpoint_bytes", size)
+        self._hub.set("leash_checkpoint_timestamp_seconds", time.time())
+        self.event("checkpoint", f"step {version} is committed", quiet=True)
 
     def step(
         self,
@@ -81,12 +116,13 @@ class RunLog:
         timing: dict[str, float],
     ) -> None:
         """A step is done: its weights, of this version, are in the engines."""
-        lag = version - 1 - min(group.policy_version for group in groups)
-        record: dict[str, Any] = {"step": version, "lag": lag}
+        record: dict[str, Any] = {"step": version}
         record["seconds_since_start"] = time.perf_counter() - self._started
-        record |= _rollout_figures(groups) | learning | _timing_figures(groups, timing)
+        record |= rollout_figures(groups, version) | learning | timing_figures(groups, timing)
+        record |= self._length_ratio(groups, timing)
+        record |= {f"memory_{worker}_bytes": size for worker, size in self._memory.items()}
         self.records.append(record)
-        self._hub.record_step(self._folder / "metrics.jsonl", record)
+        append_line(self._folder / "metrics.jsonl", record)
         self._hub.publish(record)
         self._count(record, groups)
         self._write_samples(groups, record["step"])
@@ -98,48 +134,26 @@ class RunLog:
         hub.add("leash_rollouts_total", sum(len(group.rollouts) for group in groups))
         hub.add("leash_tokens_total", record["prompt_tokens"], kind="prompt")
         hub.add("leash_tokens_total", record["sampled_tokens"], kind="completion")
+        for group in groups:
+            for rollout in group.rollouts:
+                hub.observe("leash_rollout_lag", record["step"] - 1 - rollout.completion.policy_version)
+        if self.ledger is not None:
+            hub.follow("leash_groups_refused_total", self.ledger.num_refused)
         for phase in ("rollout", "learn", "push"):
             hub.observe("leash_phase_seconds", record[f"{phase}_s"], phase=phase)
+
+    def _length_ratio(self, groups: Sequence[RolloutGroup], timing: dict[str, float]) -> dict[str, float]:
+        """Whether long or short completions are trained on less often than they are sampled."""
+        if "sampled_length" not in timing:
+            return {}
+        self._lengths[0] += sum(len(group.rollouts) for group in groups)
+        self._lengths[1] += sum(
+            r.completion.num_completion_tokens for group in groups for r in group.rollouts
+        )
+        return {"trained_length_ratio": self._lengths[1] / self._lengths[0] / timing["sampled_length"]}
 
     def _write_samples(self, groups: Sequence[RolloutGroup], step: int) -> None:
         lines = [json.dumps(row) for group in groups for row in rows_of(group)]
         (self._folder / "samples" / f"step-{step:06d}.jsonl").write_text(
             "\n".join(lines) + "\n", encoding="utf-8"
         )
-
-
-def _rollout_figures(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    completions = [rollout.completion for rollout in rollouts]
-    scores = [rollout.score for rollout in rollouts]
-    prompt_tokens = sum(completion.num_prompt_tokens for completion in completions)
-    sampled_tokens = sum(completion.num_completion_tokens for completion in completions)
-    return {
-        "score_mean": statistics.fmean(scores),
-        "score_std": statistics.pstdev(scores),
-        **{
-            f"reward_{source}": statistics.fmean(rollout.rewards[source] for rollout in rollouts)
-            for source in rollouts[0].rewards
-        },
-        "kl_nats_per_sequence": statistics.fmean(rollout.kl_nats for rollout in rollouts),
-        "completion_tokens": sampled_tokens / len(rollouts),
-        "truncated_fraction": statistics.fmean(completion.truncated for completion in completions),
-        "prompt_tokens": prompt_tokens,
-        "sampled_tokens": sampled_tokens,
-        "tokens": prompt_tokens + sampled_tokens,
-    }
-
-
-def _timing_figures(groups: Sequence[RolloutGroup], timing: dict[str, float]) -> dict[str, Any]:
-    step_s = timing["rollout_s"] + timing["learn_s"] + timing["push_s"]
-    tokens = sum(group.num_tokens for group in groups)
-    sampled_tokens = sum(
-        rollout.completion.num_completion_tokens for group in groups for rollout in group.rollouts
-    )
-    durations = {name: value for name, value in timing.items() if name != "started"}
-    return durations | {
-        "step_s": step_s,
-        "tokens_per_second_rollout": sampled_tokens / timing["rollout_s"],
-        "tokens_per_second_learner": tokens / timing["learn_s"],
-        "tokens_per_second_run": tokens / step_s,
-    }

@@ -120,6 +120,7 @@ class Trainer:
                 timing = {"started": started}
                 self._observer.phase("rollout")
                 groups = await queue.take_step(deadline_s=self._deadlines.rollout_s)
+                queue_depth = queue.num_running
                 self._ledger.begin_step(version + 1, groups)
                 timing["rollout_s"] = _lap(timing)
                 self._observer.phase("learn")
@@ -132,7 +133,8 @@ class Trainer:
                 timing["push_s"] = _lap(timing)
                 started = timing["started"]  # what follows runs beside the next step's rollouts
                 queue.release_step()
-                self._observer.step(version, groups, learning, timing)
+                flow = {"queue_depth": queue_depth, "wait_policy_s": queue.take_idle_s()}
+                self._observer.step(version, groups, learning, timing | flow | self._pool.take_figures())
                 await after_step(version)
         finally:
             producer.cancel()

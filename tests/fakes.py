@@ -30,6 +30,7 @@ from core.messages import (
     VersionSpan,
 )
 from core.weights import WeightManifest
+from core.worker_report import WorkerReport
 
 T = TypeVar("T")
 
@@ -140,16 +141,19 @@ class FakeWorker:
         if self._fails:
             raise self._fails
 
-    async def ping(self, deadline_s: float) -> None:
+    async def ping(self, deadline_s: float) -> WorkerReport:
         self.num_pings += 1
         if self.is_silent:
             await asyncio.sleep(deadline_s)
             raise WorkerLost(f"{self.name} did not answer within {deadline_s:g} s (a sign of life)")
-        await self.work(0.0)
+        return await self.report()
 
-    async def memory_bytes(self) -> int:
+    async def report(self) -> WorkerReport:
         await self.work(0.0)
-        return 1000
+        return WorkerReport(
+            gauges={"leash_worker_memory_bytes": 1000.0},
+            totals={"leash_worker_cpu_seconds_total": float(self.num_pings)},
+        )
 
     def kill(self) -> None:
         self.is_killed = True
@@ -193,7 +197,7 @@ class FakeSampler(FakeWorker):
         self.num_running = 0
         self.version = version
         self.requests: list[SampleRequest] = []
-        self.report = FakePullReport(load_s=0.0, verify_s=0.0, probe_gap=0.0)
+        self.pull_report = FakePullReport(load_s=0.0, verify_s=0.0, probe_gap=0.0)
         self._delay_s = delay_s
 
     async def sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
@@ -215,7 +219,7 @@ class FakeSampler(FakeWorker):
     async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> Any:
         await self.work(0.0)
         self.version = manifest.policy_version
-        return self.report
+        return self.pull_report
 
     async def _sample_one(self, request: SampleRequest) -> Completion:
         first = self.version

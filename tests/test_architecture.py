@@ -21,10 +21,10 @@ MAY_IMPORT = {
 """Room -> the other rooms that it may know. Everything points down; actors and learner never meet."""
 
 DOORS = {
-    "vllm": {"actors/sampler.py", "actors/weight_pull.py"},
+    "vllm": {"actors/sampler.py", "actors/weight_pull.py", "actors/engine_stats.py"},
     "deepspeed": {"learner/engine.py"},
     "ray": {"core/remote.py", "actors/handles.py", "learner/group.py", "orchestration/cluster.py"},
-    "prometheus_client": {"orchestration/metrics_hub.py"},
+    "prometheus_client": {"orchestration/metrics_hub.py", "actors/engine_stats.py"},
     "rich": {"orchestration/terminal.py"},
     "starlette": {"orchestration/control.py"},
     "uvicorn": {"orchestration/control.py"},

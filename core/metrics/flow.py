@@ -122,8 +122,8 @@ FLOW_METRICS = (
         name="leash_mfu_fraction",
         kind="gauge",
         unit="ratio",
-        help="Model FLOPs utilization of the learner, where learner.peak_tflops is given: "
-        "6 x parameters x tokens over time and peak",
+        help="Model FLOPs utilization of the learner, where learner.peak_tflops is given: what a step needs at "
+        "least, over its time and the peak",
         panel=UTILIZATION,
         record="mfu_fraction",
     ),

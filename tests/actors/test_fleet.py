@@ -11,6 +11,7 @@ from actors.config import FaultsConfig
 from actors.fleet import Fleet
 from actors.slot import NEXT, Slot, WorkerState
 from core.errors import NoWorkerLeft, RetriesExhausted, UserError, WorkerError, WorkerLost
+from core.worker_report import WorkerReport
 from tests.fakes import FakeWorker, run_virtually
 
 FAULTS = FaultsConfig(max_retries=2, max_restarts=2, heartbeat_s=10, silence_s=30, drain_s=100)
@@ -21,6 +22,7 @@ class Workers:
 
     def __init__(self, *, faults: FaultsConfig = FAULTS, make: Callable[..., Any] = FakeWorker) -> None:
         self.launched: list[Any] = []
+        self.reports: list[tuple[str, WorkerReport]] = []
         self.events: list[tuple[str, str]] = []
         self.admitted: list[Any] = []
         self._make = make
@@ -30,6 +32,7 @@ class Workers:
             faults=faults,
             start_s=1000,
             on_event=lambda worker, event: self.events.append((worker, event)),
+            on_report=lambda worker, report: self.reports.append((worker, report)),
         )
         self.fleet.admit = self._admit
 
@@ -132,9 +135,9 @@ def test_a_silent_worker_is_suspect_and_gets_nothing_new_until_it_answers() -> N
 class SilentOnce(FakeWorker):
     """Does not answer the second sign of life that it is asked for."""
 
-    async def ping(self, deadline_s: float) -> None:
+    async def ping(self, deadline_s: float) -> WorkerReport:
         self.is_silent = self.num_pings == 1
-        await super().ping(deadline_s)
+        return await super().ping(deadline_s)
 
 
 def test_a_worker_that_was_silent_once_serves_again_without_a_new_process() -> None:
@@ -397,15 +400,36 @@ def test_the_first_start_raises_what_is_wrong() -> None:
         run(workers, lambda: settle())
 
 
-def test_memory_is_that_of_who_answers() -> None:
+def test_who_answers_is_reported_and_nobody_else() -> None:
     workers = Workers()
 
-    async def scenario() -> dict[str, int]:
+    async def scenario() -> dict[str, WorkerReport]:
         await settle()
         workers.launched[0].kill()
-        return await workers.fleet.memory_bytes()
+        return await workers.fleet.reports()
 
-    assert run(workers, scenario, size=2) == {"worker-1": 1000}
+    reports = run(workers, scenario, size=2)
+    assert {name: report.memory_bytes for name, report in reports.items()} == {"worker-1": 1000}
+
+
+def test_every_sign_of_life_says_how_the_worker_is_until_it_dies() -> None:
+    workers = Workers()
+
+    async def scenario() -> None:
+        await settle()
+        await asyncio.sleep(2.5 * FAULTS.heartbeat_s)
+        workers.launched[0].kill()
+        await asyncio.sleep(1.2 * FAULTS.heartbeat_s)
+
+    run(workers, scenario, size=2)
+    pings = [worker.num_pings for worker in workers.launched[:2]]
+    heard = [
+        [r.totals["leash_worker_cpu_seconds_total"] for who, r in workers.reports if who == f"worker-{i}"]
+        for i in (0, 1)
+    ]
+    assert heard[0] == [1.0, 2.0]
+    assert heard[1][:3] == [1.0, 2.0, 3.0]
+    assert pings[1] == len(heard[1])
 
 
 def test_closing_ends_every_process() -> None:

@@ -190,7 +190,7 @@ def test_every_rollout_worker_pulls_the_weights() -> None:
     samplers = [FakeSampler("rollout-0"), FakeSampler("rollout-1")]
     timing, reports = run_virtually(make_pool(*samplers).push_weights(pack_version_5))
     assert [sampler.version for sampler in samplers] == [5, 5]
-    assert reports == [sampler.report for sampler in samplers]
+    assert reports == [sampler.pull_report for sampler in samplers]
     assert timing == {"pack_s": 0.5}
 
 

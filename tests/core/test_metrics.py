@@ -1,6 +1,7 @@
 """The conventions that every declared metric keeps."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +128,29 @@ def test_a_healthy_range_includes_its_ends(
 ) -> None:
     assert Healthy(low, high, "x: y").holds(value) == holds
     assert not Healthy(low, high, "x: y").holds(float("nan"))
+
+
+SOURCES = "\n".join(
+    path.read_text(encoding="utf-8")
+    for room in ("core", "actors", "learner", "orchestration")
+    for path in (Path(__file__).parents[2] / room).rglob("*.py")
+    if path.parent.name != "metrics"
+)
+
+
+def test_every_metric_is_measured_somewhere(metric: Metric) -> None:
+    """By its name or by its key in the record, of which labels may be filled in."""
+    names = [metric.name, metric.record] if metric.record else [metric.name]
+    keys = [f'"{name}"' for name in names if "{" not in name]
+    keys += [
+        metric.record.replace(f"{{{label}}}", value)
+        for label in metric.labels
+        for value in metric.values
+        if metric.record
+    ]
+    keys += (
+        [f"{metric.record.partition('{')[0]}{{"]
+        if metric.record and metric.labels and metric.record[0] != "{"
+        else []
+    )
+    assert any(key in SOURCES for key in keys), keys

@@ -1,8 +1,6 @@
-"""The hub, asked over HTTP as Prometheus would, and its file of JSON lines."""
+"""The hub, asked over HTTP as Prometheus would."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -11,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from core.errors import UserError
 from core.metrics.registry import METRICS
+from core.worker_report import WorkerReport
 from orchestration.metrics_hub import MetricsHub
 
 
@@ -106,21 +105,64 @@ def test_a_port_in_use_is_the_users_to_change(hub: MetricsHub) -> None:
         MetricsHub(port)
 
 
-def test_without_a_port_nothing_is_served_and_all_else_works(tmp_path: Path) -> None:
+def test_without_a_port_nothing_is_served_and_all_else_works() -> None:
     hub = MetricsHub(None)
     hub.add("leash_steps_total")
     assert hub.url is None
     hub.close()
 
 
-def test_steps_are_json_lines_also_after_a_write_that_was_cut_off(hub: MetricsHub, tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    hub.record_step(path, {"step": 1, "reward": float("nan"), "rewards": {"vader": float("inf"), "m": 0.5}})
-    with path.open("a") as file:
-        file.write('{"step": 2, "rew')
-    hub.record_step(path, {"step": 2, "reward": 1.25})
-    hub.record_step(path, {"step": 3, "reward": 1.5})
-    first, second, third = path.read_text().splitlines()
-    assert json.loads(first) == {"step": 1, "reward": None, "rewards": {"vader": None, "m": 0.5}}
-    assert json.loads(second) == {"step": 2, "reward": 1.25}
-    assert json.loads(third) == {"step": 3, "reward": 1.5}
+def test_a_record_is_published_under_the_names_and_labels_that_its_keys_stand_for(hub: MetricsHub) -> None:
+    hub.publish({"step": 2, "score_mean": 0.5, "clip_fraction_low": 0.25, "learn_s": 3.0, "entropy": None})
+    served = scrape(hub)
+    assert served["leash_policy_version", ()] == 2
+    assert served["leash_score_mean", ()] == 0.5
+    assert served["leash_clip_fraction", (("side", "low"),)] == 0.25
+    assert not any(name == "leash_entropy" for name, _ in served)
+
+
+def worker_report(memory: float, cpu_s: float, engine_series: str = "") -> WorkerReport:
+    return WorkerReport(
+        gauges={"leash_worker_memory_bytes": memory},
+        totals={"leash_worker_cpu_seconds_total": cpu_s},
+        engine_series=engine_series,
+    )
+
+
+def test_a_worker_that_is_replaced_takes_its_gauges_along_and_its_counters_go_on(hub: MetricsHub) -> None:
+    place = (("worker", "rollout-0"),)
+    hub.worker("rollout-0", worker_report(100.0, 7.0))
+    hub.worker("rollout-0", worker_report(90.0, 9.0))
+    hub.worker("rollout-1", worker_report(50.0, 1.0))
+    assert scrape(hub)["leash_worker_memory_bytes", place] == 90
+    assert scrape(hub)["leash_worker_cpu_seconds_total", place] == 9
+    hub.forget("rollout-0")
+    assert ("leash_worker_memory_bytes", place) not in scrape(hub)
+    assert scrape(hub)["leash_worker_memory_bytes", (("worker", "rollout-1"),)] == 50
+    assert scrape(hub)["leash_worker_cpu_seconds_total", place] == 9
+    hub.worker("rollout-0", worker_report(80.0, 8.5))  # another process, which may have counted as far
+    assert scrape(hub)["leash_worker_cpu_seconds_total", place] == 17.5
+
+
+def test_a_total_that_went_back_was_counted_from_zero_again(hub: MetricsHub) -> None:
+    for total in (3, 5, 5, 2):
+        hub.follow("leash_retries_total", total, kind="rollout")
+    assert scrape(hub)["leash_retries_total", (("kind", "rollout"),)] == 7
+
+
+def test_the_series_of_engines_are_told_apart_by_worker(hub: MetricsHub) -> None:
+    text = """# HELP vllm:num_requests_running Number of requests.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0"} %d
+# HELP vllm:prompt_tokens_total Prefill tokens.
+# TYPE vllm:prompt_tokens_total counter
+vllm:prompt_tokens_total{engine="0"} %d
+"""
+    hub.worker("rollout-0", worker_report(1.0, 1.0, text % (3, 10)))
+    hub.worker("rollout-1", worker_report(1.0, 1.0, text % (4, 20)))
+    served = scrape(hub)
+    places = [(("engine", "0"), ("worker", f"rollout-{index}")) for index in (0, 1)]
+    assert [served["vllm:num_requests_running", place] for place in places] == [3, 4]
+    assert [served["vllm:prompt_tokens_total", place] for place in places] == [10, 20]
+    hub.forget("rollout-1")
+    assert ("vllm:num_requests_running", places[1]) not in scrape(hub)

@@ -8,7 +8,7 @@ import pytest
 from core.errors import UserError
 from orchestration.config import Recipe
 from orchestration.recipe import load_recipe
-from orchestration.run_folder import RunFolder, write_atomically
+from orchestration.run_folder import RunFolder, append_line, write_atomically
 
 RECIPE = """
 name = "tiny"
@@ -129,3 +129,23 @@ def test_bad_input_takes_back_neither_training_nor_what_others_wrote(folder: Run
     (folder.path / "metrics.jsonl").unlink()
     folder.discard_if_untrained()
     assert [path.name for path in folder.path.iterdir()] == ["notes.txt"]
+
+
+def test_records_are_json_lines_also_after_a_write_that_was_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    append_line(file, {"step": 1, "reward": float("nan"), "rewards": {"vader": float("inf"), "m": 0.5}})
+    with file.open("a") as stream:
+        stream.write('{"step": 2, "rew')
+    append_line(file, {"step": 2, "reward": 1.25})
+    append_line(file, {"step": 3, "reward": 1.5})
+    first, second, third = file.read_text().splitlines()
+    assert json.loads(first) == {"step": 1, "reward": None, "rewards": {"vader": None, "m": 0.5}}
+    assert json.loads(second) == {"step": 2, "reward": 1.25}
+    assert json.loads(third) == {"step": 3, "reward": 1.5}
+
+
+def test_a_line_that_is_all_there_is_and_was_cut_off_goes(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "rew')
+    append_line(file, {"step": 1})
+    assert file.read_text() == '{"step": 1}\n'

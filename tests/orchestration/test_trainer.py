@@ -307,8 +307,8 @@ def test_late_rollouts_end_the_run_with_their_number() -> None:
 
 def test_the_slowest_pull_and_the_largest_gap_are_reported() -> None:
     loop = Loop()
-    loop.samplers[0].report = FakePullReport(load_s=1.0, verify_s=5.0, probe_gap=1e-6)
-    loop.samplers[1].report = FakePullReport(load_s=3.0, verify_s=1.0, probe_gap=2e-6)
+    loop.samplers[0].pull_report = FakePullReport(load_s=1.0, verify_s=5.0, probe_gap=1e-6)
+    loop.samplers[1].pull_report = FakePullReport(load_s=3.0, verify_s=1.0, probe_gap=2e-6)
     loop.train(1)
     wanted: dict[str, Any] = {"pack_s": 0.1, "load_s": 1.0, "verify_s": 5.0, "probe_gap": 2e-6}
     timing = loop.observer.timings[0]

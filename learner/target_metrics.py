@@ -1,0 +1,39 @@
+"""What a step aims at, in figures: advantages, returns, values, and the exact KL.
+
+Dimension key: B rollouts of this rank, T completion tokens (padded).
+"""
+
+import torch
+from torch import Tensor
+
+from learner.engine import all_reduce_sum
+from learner.objective import Targets
+
+MEANS = {
+    "advantages": "advantage_mean",
+    "returns": "return_mean",
+    "old_values": "value_mean",
+    "exact_kl": "kl_exact_nats_per_token",
+}
+"""The metric that is the mean of each target over the trained tokens of all ranks."""
+
+
+def target_metrics(targets: Targets, mask_BT: Tensor) -> dict[str, float]:
+    """Means over all trained tokens, and the spread of the advantages."""
+    metrics = {}
+    for name, metric in MEANS.items():
+        if name in targets:
+            metrics[metric], std = moments(targets[name][mask_BT])
+            if name == "advantages":
+                metrics["advantage_std"] = std
+    return metrics
+
+
+def moments(values: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation over all ranks."""
+    sums = all_reduce_sum(
+        torch.stack([torch.ones_like(values), values, values**2]).double().flatten(1).sum(1)
+    )
+    count, total, squares = sums.tolist()
+    mean = total / count
+    return mean, max(squares / count - mean**2, 0.0) ** 0.5

@@ -1,0 +1,76 @@
+"""The figures of one step, under the keys that `core/metrics/` declares.
+
+Dimension key: N sampled tokens of all rollouts of the step.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+import numpy as np
+
+from core.messages import Float32s, RolloutGroup
+
+
+def rollout_figures(groups: Sequence[RolloutGroup], version: int) -> dict[str, Any]:
+    """What was sampled, and what it earned; trained on, it made the policy's version this one."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    completions = [rollout.completion for rollout in rollouts]
+    scores = [rollout.score for rollout in rollouts]
+    lengths = [completion.num_completion_tokens for completion in completions]
+    prompt_tokens = sum(completion.num_prompt_tokens for completion in completions)
+    sampled = [completion.sampled_T for completion in completions]
+    behavior_N = np.concatenate(
+        [c.behavior_logprobs_T[mask_T] for c, mask_T in zip(completions, sampled, strict=True)]
+    )
+    reference_N = np.concatenate(
+        [r.reference_logprobs_T[mask_T] for r, mask_T in zip(rollouts, sampled, strict=True)]
+    )
+    return {
+        "lag": version - 1 - min(group.policy_version for group in groups),
+        "version_spans": fmean(len(completion.version_spans) for completion in completions),
+        "score_mean": fmean(scores),
+        "score_std": pstdev(scores),
+        **{
+            f"reward_{source}": fmean(rollout.rewards[source] for rollout in rollouts)
+            for source in rollouts[0].rewards
+        },
+        "zero_spread_fraction": fmean(
+            len({rollout.score for rollout in group.rollouts}) == 1 for group in groups
+        ),
+        "kl_nats_per_sequence": fmean(rollout.kl_nats for rollout in rollouts),
+        **_token_kl(behavior_N, reference_N),
+        "entropy_sampled": -float(behavior_N.mean(dtype=np.float64)),
+        "completion_tokens": fmean(lengths),
+        "completion_tokens_max": max(lengths),
+        "truncated_fraction": fmean(completion.truncated for completion in completions),
+        "prompt_tokens": prompt_tokens,
+        "sampled_tokens": sum(lengths),
+        "tokens": prompt_tokens + sum(lengths),
+    }
+
+
+def timing_figures(groups: Sequence[RolloutGroup], timing: Mapping[str, float]) -> dict[str, Any]:
+    """Where the time of the step went, and how fast that was."""
+    durations = {name: value for name, value in timing.items() if name != "started"}
+    step_s = timing["rollout_s"] + timing["learn_s"] + timing["push_s"]
+    tokens = sum(group.num_tokens for group in groups)
+    sampled_tokens = sum(r.completion.num_completion_tokens for group in groups for r in group.rollouts)
+    return durations | {
+        "wait_batch_s": timing["rollout_s"],
+        "step_s": step_s,
+        "tokens_per_second_rollout": sampled_tokens / timing["rollout_s"],
+        "tokens_per_second_learner": tokens / timing["learn_s"],
+        "tokens_per_second_run": tokens / step_s,
+    }
+
+
+def _token_kl(behavior_N: Float32s, reference_N: Float32s) -> dict[str, float]:
+    """Estimates of the KL of who sampled from the reference, as in `learner/kl.py`, in nats a token."""
+    log_ratio_N = behavior_N.astype(np.float64) - reference_N
+    estimates = {
+        "k1": log_ratio_N,
+        "k3": np.expm1(-log_ratio_N) + log_ratio_N,
+        "abs": np.abs(log_ratio_N),
+    }
+    return {f"kl_{name}_nats_per_token": float(values_N.mean()) for name, values_N in estimates.items()}
