@@ -319,3 +319,35 @@ def test_a_worker_that_comes_late_has_the_present_weights_before_it_serves() -> 
         return [sampler.version for sampler in started]
 
     assert run_virtually(scenario()) == [5, 5]
+
+
+def test_the_pool_says_how_long_completions_waited_for_scores_and_how_long_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = make_pool(
+        FakeSampler(),
+        reference=FakeScorer(flat_reference, delay_s=2.0),
+        rewards={"x": WeightedReward(server=FakeScorer(lambda completion: 1.0, delay_s=3.0), weight=1.0)},
+    )
+
+    async def drive() -> list[dict[str, float]]:
+        monkeypatch.setattr("time.perf_counter", asyncio.get_running_loop().time)
+        first = pool.take_figures()
+        await pool.roll_out(PROMPT, group_id="g", seeds=[1, 2, 3])
+        return [first, pool.take_figures(), pool.take_figures()]
+
+    assert run_virtually(drive()) == [
+        {},
+        {
+            "wait_reward_s": pytest.approx(3.0),
+            "wait_reference_s": pytest.approx(2.0),
+            "sampled_length": 1.0,
+        },
+        {"sampled_length": 1.0},
+    ]
+
+
+def test_completions_that_are_sampled_again_are_counted_as_retries() -> None:
+    pool = make_pool(DyingSampler("rollout-0"), FakeSampler("rollout-1"))
+    roll_out(pool, [11, 12, 13])
+    assert pool.num_retries == 1

@@ -4,6 +4,7 @@ Starting the workers of a run takes half a minute, so a few runs serve many test
 """
 
 import json
+import re
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from core.metrics.contract import metric_of
+from core.metrics.registry import METRICS
 from tests.end_to_end.leash_process import BIN, Ended, LeashProcess, leash, records
 from tests.end_to_end.ray_cluster import RayCluster
 
@@ -178,6 +181,36 @@ def test_metrics_are_served_while_it_runs(run: Finished) -> None:
     assert float(samples["leash_logprob_gap_max"]) < 1e-3
     assert float(samples['leash_reward{source="letter_e"}']) > 0
     assert float(samples['leash_worker_memory_bytes{worker="rollout-1"}']) > 2**26
+
+
+OF_THE_RECORD_ALONE = {
+    *("seconds_since_start", "prompt_tokens", "sampled_tokens", "tokens", "sampled_length"),
+    *("rollout_s", "learn_s", "push_s", "loss_weight"),
+}
+"""Keys of a step's record that are no metric: parts of one, or a histogram's."""
+
+
+def test_every_figure_of_a_step_is_a_declared_metric(run: Finished) -> None:
+    keys = {key for record in records(run.folder) for key in record}
+    assert {key for key in keys if metric_of(key, METRICS) is None} <= OF_THE_RECORD_ALONE
+
+
+def test_every_worker_and_the_engines_themselves_are_seen(run: Finished) -> None:
+    for worker in (
+        "learner-0",
+        "learner-1",
+        "rollout-0",
+        "rollout-1",
+        "reference-0",
+        "reward-letter_e-0",
+        "driver",
+    ):
+        assert f'leash_worker_cpu_seconds_total{{worker="{worker}"}}' in run.live_metrics
+        assert f"memory_{worker}_bytes" in records(run.folder)[-1]
+    for engine in ("rollout-0", "rollout-1"):
+        assert f'leash_engine_kv_cache_max_fraction{{worker="{engine}"}}' in run.live_metrics
+        assert f'leash_engine_prefix_queries_total{{worker="{engine}"}}' in run.live_metrics
+        assert re.search(rf'vllm:prompt_tokens_total{{.*worker="{engine}".*}} [1-9]', run.live_metrics)
 
 
 def test_the_run_folder_holds_what_it_promises(run: Finished) -> None:

@@ -163,3 +163,24 @@ def test_close_cancels_what_runs_and_waits_for_its_end() -> None:
 
     run_virtually(close())
     assert cleaned_up == pytest.approx([3.0, 3.0])
+
+
+def test_idle_is_the_time_in_which_nothing_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drive() -> list[float]:
+        monkeypatch.setattr("time.perf_counter", asyncio.get_running_loop().time)
+        queue = RolloutQueue(groups_per_step=2, max_lag=0)
+        await asyncio.sleep(3.0)  # before anything has started
+        await started(queue, 1.0, 5.0)
+        await queue.take_step(deadline_s=100)
+        idle = [queue.take_idle_s()]
+        await asyncio.sleep(2.0)  # learning, with every ticket taken
+        idle.append(queue.take_idle_s())
+        await asyncio.sleep(4.0)
+        queue.release_step()
+        await started(queue, 10.0)
+        await asyncio.sleep(1.0)
+        idle += [queue.take_idle_s(), queue.take_idle_s()]
+        await queue.close()
+        return idle
+
+    assert run_virtually(drive()) == pytest.approx([3.0, 2.0, 4.0, 0.0])
