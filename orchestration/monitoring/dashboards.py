@@ -149,7 +149,7 @@ _LINKS = {
     "includeVars": True,
     "keepTime": True,
 }
-_SOURCE_VARIABLE = {"name": "datasource", "type": "datasource", "query": "prometheus", "hide": 2}
+_SOURCE_VARIABLE = {"name": "datasource", "type": "datasource", "query": "prometheus"}
 _RUN_VARIABLE = {
     "name": "run",
     "label": "run",

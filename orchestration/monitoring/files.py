@@ -7,7 +7,7 @@ from orchestration.monitoring.rules import alert_rules, recording_rules
 
 DISCOVERY_FOLDER = "discovery"
 """Where runs say their address, beside prometheus.yml."""
-DASHBOARD_FOLDER = "/var/lib/grafana/dashboards"
+DASHBOARD_FOLDER = "/etc/grafana/dashboards"
 """Where Grafana's container finds the dashboards."""
 
 
