@@ -121,7 +121,7 @@ RUN_ALERTS = (
     ),
     Alert(
         name="LeashCheckpointTooOld",
-        expr="leash:checkpoint:age > 3600",
+        expr="time() - leash_checkpoint_timestamp_seconds > 3600",
         lasting="0s",
         summary="the last checkpoint is {{ $value | humanizeDuration }} old",
         what_to_do="A crash would cost all steps since: set trainer.checkpoint_every lower.",

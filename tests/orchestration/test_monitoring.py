@@ -1,5 +1,6 @@
 """Dashboards, rules and pages that follow from the contract, looked at without Prometheus or Grafana."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -33,6 +34,7 @@ def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
     return dashboards()[request.param]
 
 
+@functools.cache
 def drawn_by(dashboard: str) -> set[str]:
     """The metrics that a dashboard draws."""
     targets = [target for panel in dashboards()[dashboard]["panels"] for target in panel["targets"]]
