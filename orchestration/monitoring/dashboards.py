@@ -97,7 +97,8 @@ def _panel(place: int, panel: Panel) -> dict[str, Any]:
 
 def _properties(query: Query) -> list[dict[str, Any]]:
     """How the lines of one query are drawn. Each unit gets an axis of its own."""
-    properties = [{"id": "unit", "value": _UNITS.get(query.unit, f"suffix: {query.unit}")}]
+    unit = _UNITS.get(query.unit, f"suffix: {query.unit}")
+    properties: list[dict[str, Any]] = [{"id": "unit", "value": unit}]
     if query.healthy is not None:
         properties += [
             {"id": "thresholds", "value": {"mode": "absolute", "steps": _steps(query.healthy)}},
@@ -108,7 +109,9 @@ def _properties(query: Query) -> list[dict[str, Any]]:
 
 def _steps(healthy: Healthy) -> list[dict[str, Any]]:
     """Colours from each value upwards: red outside of the range."""
-    steps = [(None, "transparent")] if healthy.low is None else [(None, "red"), (healthy.low, "transparent")]
+    steps: list[tuple[float | None, str]] = [(None, "transparent")]
+    if healthy.low is not None:
+        steps = [(None, "red"), (healthy.low, "transparent")]
     if healthy.high is not None:
         steps.append((healthy.high, "red"))
     return [{"value": value, "color": color} for value, color in steps]

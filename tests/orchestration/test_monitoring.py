@@ -63,7 +63,7 @@ def test_a_dashboard_holds_what_grafana_needs(dashboard: dict[str, Any]) -> None
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(ids)) == len(ids)
     assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource", "run"]
-    taken = set()
+    taken: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
         assert 0 <= place["x"] <= 24 - place["w"]
