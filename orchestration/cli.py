@@ -16,6 +16,7 @@ from orchestration.config import Recipe
 from orchestration.recipe import load_recipe
 from orchestration.recipe_files import find_recipe
 from orchestration.recipe_text import describe
+from orchestration.render import add_render_commands
 from orchestration.run_commands import AddCommand, Command, add_run_commands
 
 _DESCRIPTION = """\
@@ -129,6 +130,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     _add_recipe_commands(add)
     add_run_commands(add)
+    add_render_commands(add)
     args, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:

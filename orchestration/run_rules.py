@@ -14,7 +14,7 @@ from learner.algorithm_config import (
     AlgorithmConfig,
 )
 from learner.config import LearnerConfig
-from orchestration.config import TrainerConfig
+from orchestration.config import MetricsConfig, TrainerConfig
 from orchestration.contradiction import Contradiction
 
 
@@ -120,6 +120,15 @@ def _check_rewards(rewards: list[RewardConfig]) -> Iterator[Contradiction]:
         )
 
 
+def _check_discovery(metrics: MetricsConfig) -> Iterator[Contradiction]:
+    if metrics.discovery_folder is not None and metrics.port is None:
+        yield Contradiction(
+            ("metrics.discovery_folder", "metrics.port"),
+            "Prometheus is told an address there, and without metrics.port there is none",
+            'set "none", or metrics.port = 0 for a free port',
+        )
+
+
 RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_resampling,
     _check_autoscale,
@@ -128,4 +137,5 @@ RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_token_budgets,
     _check_devices,
     _check_rewards,
+    _check_discovery,
 )

@@ -447,7 +447,7 @@ def values(name: str, field: FieldInfo) -> st.SearchStrategy[Any]:
         low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
         floats = st.floats(low, high, exclude_min="gt" in bounds, exclude_max="lt" in bounds)
         drawn = floats.filter(math.isfinite)
-    elif name == "path":
+    elif name in ("path", "discovery_folder"):
         texts = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1)
         drawn = texts.filter(lambda text: text not in (".", "..")).map("/".__add__)
     elif "pattern" in bounds:
