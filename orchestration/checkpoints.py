@@ -53,7 +53,7 @@ class Checkpoints:
         self.ledger.rollback(version)
         return version
 
-    async def save(self, version: int) -> Path:
+    async def save(self, version: int) -> None:
         """A checkpoint of this version, which commits the steps up to it. Sampling goes on meanwhile."""
         unfinished = self._folder.begin_checkpoint(version).absolute()
         await self._learner.save(unfinished)
@@ -62,7 +62,7 @@ class Checkpoints:
             self._folder.commit_checkpoint, unfinished, keep=self._recipe.trainer.keep_checkpoints
         )
         self.ledger.commit(version)
-        return checkpoint
+        self._log.checkpoint(checkpoint)
 
     @property
     def committed_step(self) -> int:
@@ -80,5 +80,6 @@ class Checkpoints:
         version = 0 if checkpoint is None else await self._learner.load(checkpoint.absolute())
         self._log.records = self._folder.cut_records_after(version)
         if checkpoint is not None:
+            self._log.checkpoint(checkpoint)
             self._log.note(f"resumed from {checkpoint}")
         return version

@@ -19,6 +19,7 @@ from orchestration.heldout import HeldOut
 from orchestration.inputs import RunInputs
 from orchestration.interrupts import Interrupts
 from orchestration.metrics_hub import MetricsHub
+from orchestration.monitoring.discovery import announced
 from orchestration.run_controls import RunControls
 from orchestration.run_folder import RunFolder, write_atomically, write_json
 from orchestration.run_log import RunLog
@@ -42,8 +43,14 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
     hub = MetricsHub(recipe.metrics.port)
     write_atomically(folder.path / "metrics-url.txt", f"{hub.url}\n")
     view.note(f"run folder {folder.path}, metrics at {hub.url}")
+    discovery = recipe.metrics.discovery_folder
     try:
-        with cluster.joined(address):
+        with (
+            announced(
+                Path(discovery) if discovery else None, url=hub.url, run=folder.path, recipe=recipe.name
+            ),
+            cluster.joined(address),
+        ):
             return asyncio.run(Run(recipe, inputs, folder, hub, view, started).execute())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
@@ -85,6 +92,7 @@ class Run:
         with self._interrupts:
             self._log.phase("start")
             async with cluster.started(self._recipe, self._inputs, self._log) as self._workers:
+                self._log.fleets = self._workers.fleets
                 self._checkpoints = Checkpoints(
                     self._recipe,
                     self._folder,
@@ -210,7 +218,6 @@ class Run:
             self._seconds_to_first_step = time.perf_counter() - self._started
         self._controls.after_step()
         for kind, fleet in self._workers.fleets.items():
-            self._log.workers(kind, [slot.state for slot in fleet.slots])
             self._log.retries(kind, fleet.num_retries)
         self._log.retries("rollout", self._workers.pool.num_retries)
         await self._hear_all()
@@ -231,7 +238,7 @@ class Run:
     async def _save_checkpoint(self, version: int) -> None:
         self._log.phase("save")
         started = time.perf_counter()
-        checkpoint = await self._checkpoints.save(version)
+        await self._checkpoints.save(version)
         self._learner_restarts = 0
-        size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
-        self._log.checkpoint(version, time.perf_counter() - started, size)
+        self._hub.set("leash_checkpoint_seconds", time.perf_counter() - started)
+        self._log.event("checkpoint", f"step {version} is committed", quiet=True)

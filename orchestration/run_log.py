@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.fleet import Fleet
 from actors.run_samples import rows_of
 from actors.slot import WorkerState
 from core.messages import RolloutGroup
@@ -39,6 +40,8 @@ class RunLog:
         self.phase_name = "start"
         self.events: deque[str] = deque(maxlen=NUM_EVENTS)
         """The latest, with the time of day."""
+        self.fleets: Mapping[str, Fleet[Any]] = {}
+        """Workers by kind, once there are any."""
         self.ledger: Ledger | None = None
         """Where the run's events are journaled, once it is open."""
         (run_folder / "samples").mkdir(exist_ok=True)
@@ -72,6 +75,7 @@ class RunLog:
             self._memory.pop(worker, None)
         if event.startswith("died"):
             self._hub.add("leash_worker_restarts_total", 1, kind=worker.rpartition("-")[0] or worker)
+        self._publish_states()
 
     def discard(self, number: int, num_rollouts: int, reason: str) -> None:
         """A group's completions will never be trained on; another prompt takes its place."""
@@ -79,14 +83,10 @@ class RunLog:
         assert self.ledger is not None, "groups are sampled after it was opened"
         self.ledger.discard(number, num_rollouts, reason)
 
-    def workers(self, kind: str, states: Sequence[WorkerState]) -> None:
-        """The states of the workers of a kind."""
-        for state in WorkerState:
-            self._hub.set("leash_workers", states.count(state), kind=kind, state=str(state))
-
     def worker_report(self, worker: str, report: WorkerReport) -> None:
         """A worker says how it is."""
         self._hub.worker(worker, report)
+        self._publish_states()
         self._memory[worker] = report.gauges["leash_worker_memory_bytes"]
         self.peak_memory[worker] = max(report.memory_bytes, self.peak_memory.get(worker, 0))
 
@@ -97,16 +97,21 @@ class RunLog:
         total = sum(report.memory_bytes for report in reports.values())
         self.peak_memory["total"] = max(total, self.peak_memory.get("total", 0))
 
+    def _publish_states(self) -> None:
+        for kind, fleet in self.fleets.items():
+            states = [slot.state for slot in fleet.slots]
+            for state in WorkerState:
+                self._hub.set("leash_workers", states.count(state), kind=kind, state=str(state))
+
     def retries(self, kind: str, total: int) -> None:
         """Times so far that work was given to another worker of a kind."""
         self._hub.follow("leash_retries_total", total, kind=kind)
 
-    def checkpoint(self, version: int, seconds: float, size: int) -> None:
-        """The steps up to this version are committed."""
-        self._hub.set("leash_checkpoint_seconds", seconds)
-        self._hub.set("leash_checkpoint_bytes", size)
-        self._hub.set("leash_checkpoint_timestamp_seconds", time.time())
-        self.event("checkpoint", f"step {version} is committed", quiet=True)
+    def checkpoint(self, folder: Path) -> None:
+        """This is the newest: what a crash would lead back to."""
+        sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+        self._hub.set("leash_checkpoint_bytes", sum(sizes))
+        self._hub.set("leash_checkpoint_timestamp_seconds", folder.stat().st_mtime)
 
     def step(
         self,
