@@ -9,6 +9,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.config import ReferenceConfig, RewardFunctionReward, RewardModelReward, RolloutConfig
 from actors.fleet import Fleet
+from actors.weight_relay import WeightRelay
 from actors.worker import ActorSetup, RolloutWorker, ScorerWorker
 from core.errors import RewardError, WorkerLost, WorkerSilent
 from core.messages import Completion, Demonstration, SampleRequest
@@ -80,14 +81,21 @@ def _remote(worker: type, **options: Any) -> Any:
 class RolloutHandle(_Handle):
     """A rollout worker as the driver sees it."""
 
-    def __init__(self, name: str, setup: ActorSetup, *, near_node: str, deadline_s: float) -> None:
-        """`near_node`: Ray's id of the node that the weights are pushed from, through its shared memory."""
+    def __init__(
+        self, name: str, setup: ActorSetup, *, near_node: str, relay: WeightRelay, deadline_s: float
+    ) -> None:
+        """`near_node`: Ray's id of the learner's node, whose memory is shared; elsewhere `relay` brings weights."""
         rollout = setup.rollout
         options = actor_options(name, rollout.resources, _engine_environment(rollout))
         near = NodeAffinitySchedulingStrategy(near_node, soft=True, _spill_on_unavailable=True)
         concurrency = max(MIN_CONCURRENCY, rollout.max_concurrent_sequences)
         actor = _remote(RolloutWorker, max_concurrency=concurrency, scheduling_strategy=near, **options)
         super().__init__(name, actor.remote(setup), deadline_s)
+        self._relay = relay
+        self._node = ""
+
+    async def ready(self, deadline_s: float) -> None:
+        self._node = await self._answer(self._actor.ready.remote(), "starting", deadline_s)
 
     async def sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
         """Completions as they finish. Who stops listening stops the sampling, too."""
@@ -105,7 +113,8 @@ class RolloutHandle(_Handle):
 
     async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> "PullReport":
         """Returns once the worker serves the new version, verified."""
-        pull = self._control("pull_weights", manifest)
+        elsewhere = () if self._node == manifest.node else (self._relay.fetch(manifest),)
+        pull = self._control("pull_weights", manifest, *elsewhere)
         what = f"pulling weights of version {manifest.policy_version}"
         report: PullReport = await self._answer(pull, what, deadline_s)
         return report

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from actors.batching import DynamicBatcher
 from actors.config import ReferenceConfig, RewardFunctionReward, RewardModelReward, RolloutConfig
 from actors.engine_loop import EngineLoop
+from actors.weight_relay import brought_here
 from core.config import ModelConfig
 from core.messages import Completion, Demonstration, SampleRequest
+from core.remote import node_id
 from core.threads import busy_threads
 from core.weights import WeightManifest
 from core.worker_report import WorkerReport, own_report
@@ -42,8 +44,9 @@ class RolloutWorker:
         self._sampler = Sampler(setup.model_path, setup.model, setup.rollout)
         self._loop = EngineLoop(self._sampler, on_broken=_end_process)
 
-    def ready(self) -> None:
-        """Returns once the engine is up."""
+    def ready(self) -> str:
+        """Ray's id of the node that it is on, once the engine is up."""
+        return node_id()
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Completion]:
         """Streams completions as they finish."""
@@ -58,9 +61,12 @@ class RolloutWorker:
         self._loop.call(lambda: None)
         return self.report()
 
-    def pull_weights(self, manifest: WeightManifest) -> "PullReport":
-        """Take new weights between two engine steps and verify them."""
-        return self._loop.call(lambda: self._sampler.pull_weights(manifest))
+    def pull_weights(self, manifest: WeightManifest, weights: Any = None) -> "PullReport":
+        """Take new weights between two engine steps and verify them. `weights`: their bytes, from another node."""
+        if weights is None:
+            return self._loop.call(lambda: self._sampler.pull_weights(manifest))
+        with brought_here(manifest, weights) as here:
+            return self._loop.call(lambda: self._sampler.pull_weights(here))
 
     def busy_threads(self) -> str:
         """What each thread does, asked when the others no longer answer."""

@@ -117,6 +117,7 @@ class SimulatedLearner:
         return (
             WeightManifest(
                 policy_version=self.version,
+                node="node",
                 path="",
                 num_bytes=0,
                 tensors=(),

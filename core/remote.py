@@ -73,3 +73,8 @@ def actor_options(
 def node_address() -> str:
     """Address of this node, as other nodes reach it."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def node_id() -> str:
+    """Ray's id of this node."""
+    return str(ray.get_runtime_context().get_node_id())  # type: ignore[no-untyped-call]

@@ -1,12 +1,20 @@
 """What a weight push consists of, as both of its ends see it: a manifest, and how a tensor is digested."""
 
+import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
 from blake3 import blake3
 
 from core.messages import Float32s, Int32s
+
+SHARED_MEMORY = Path("/dev/shm")
+BUFFER_PREFIX = "leash-weights-"
+"""Of a buffer's name. Then comes the owner's process id: buffers of processes that were killed are removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +35,8 @@ class WeightManifest:
     """One policy version, lying in shared memory, and how to tell that it arrived."""
 
     policy_version: int
+    node: str
+    """Ray's id of the node whose shared memory it is."""
     path: str
     """The buffer, a file in shared memory."""
     num_bytes: int
@@ -43,6 +53,15 @@ def digest(tensor: torch.Tensor) -> str:
     """BLAKE3 of a contiguous CPU tensor's bytes, without a copy."""
     data = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
     return blake3(data, max_threads=blake3.AUTO).hexdigest()
+
+
+def new_buffer_path() -> Path:
+    """Where this process may put a buffer. What others have left behind is removed."""
+    for buffer in SHARED_MEMORY.glob(f"{BUFFER_PREFIX}*"):
+        owner = int(buffer.name.removeprefix(BUFFER_PREFIX).split("-")[0])
+        if not psutil.pid_exists(owner):
+            buffer.unlink(missing_ok=True)
+    return SHARED_MEMORY / f"{BUFFER_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def map_buffer(path: str, num_bytes: int) -> torch.Tensor:

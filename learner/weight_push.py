@@ -3,27 +3,20 @@
 The engine's end is `actors/weight_pull.py`.
 """
 
-import os
 import time
-import uuid
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from core.messages import Int32s
 from core.packing import pack_row
-from core.weights import TensorEntry, WeightManifest, digest, map_buffer, view_tensors
+from core.weights import TensorEntry, WeightManifest, digest, map_buffer, new_buffer_path, view_tensors
 from learner.engine import ZeroEngine
 from learner.learner import Learner
 from learner.lora import frozen_names, merged_parameters, merged_shapes
 
-SHARED_MEMORY = Path("/dev/shm")
-BUFFER_PREFIX = "leash-weights-"
-"""Then the owner's process id."""
 ALIGNMENT_BYTES = 64
 """Tensors start at cache lines."""
 SCRATCH_BYTES = 2**27
@@ -37,14 +30,15 @@ class WeightPush:
     """
 
     def __init__(
-        self, learner: Learner, *, rank: int, probe_token_ids_T: Int32s, max_probe_gap: float
+        self, learner: Learner, *, rank: int, node: str, probe_token_ids_T: Int32s, max_probe_gap: float
     ) -> None:
+        """`node`: Ray's id of the node that this rank is on."""
         self._learner = learner
         self._rank = rank
         self._probe_token_ids_T = probe_token_ids_T
         self._max_probe_gap = max_probe_gap
-        self._path = SHARED_MEMORY / f"{BUFFER_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        _remove_abandoned_buffers()
+        self._node = node
+        self._path = new_buffer_path()
         self._layout = _layout(learner.policy)
         self._num_bytes = self._layout[-1].offset_bytes + _nbytes(self._layout[-1])
         self._frozen = frozen_names(learner.policy)
@@ -63,6 +57,7 @@ class WeightPush:
             return None, timing
         manifest = WeightManifest(
             policy_version=self._learner.policy_version,
+            node=self._node,
             path=str(self._path),
             num_bytes=self._num_bytes,
             tensors=entries,
@@ -108,14 +103,6 @@ class WeightPush:
         for chunk in self._buffer.split(SCRATCH_BYTES):
             self._scratch[: len(chunk)].copy_(chunk)
         return time.perf_counter() - started
-
-
-def _remove_abandoned_buffers() -> None:
-    """A learner that was killed leaves its buffer behind, and nobody else removes it."""
-    for buffer in SHARED_MEMORY.glob(f"{BUFFER_PREFIX}*"):
-        owner = int(buffer.name.removeprefix(BUFFER_PREFIX).split("-")[0])
-        if not psutil.pid_exists(owner):
-            buffer.unlink(missing_ok=True)
 
 
 def _layout(policy: ZeroEngine) -> tuple[TensorEntry, ...]:

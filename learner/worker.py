@@ -11,7 +11,7 @@ from typing import Any
 from core.config import ModelConfig
 from core.decoding import Decoding
 from core.messages import Completion, Demonstration, Float32s, Int32s, RolloutGroup
-from core.remote import node_address
+from core.remote import node_address, node_id
 from core.stream import SeededStream
 from core.weights import WeightManifest
 from core.worker_report import WorkerReport, own_report
@@ -104,6 +104,7 @@ class LearnerWorker:
         self._push = WeightPush(
             self._learner,
             rank=self._rank,
+            node=node_id(),
             probe_token_ids_T=setup.probe_token_ids_T,
             max_probe_gap=setup.max_probe_gap,
         )

@@ -24,6 +24,7 @@ from actors.decoding import decoding_of
 from actors.fleet import Fleet
 from actors.handles import RolloutHandle, ScorerFleet, ScorerHandle
 from actors.rollout import RolloutPool, WeightedReward
+from actors.weight_relay import WeightRelay
 from actors.worker import ActorSetup
 from core.errors import UserError, WorkerError
 from core.remote import answer
@@ -171,9 +172,9 @@ def _require_room(plan: list[Worker]) -> None:
 
 
 async def _reserve(ranks: list[Worker], deadline_s: float) -> PlacementGroup:
-    """A placement group for the learner: either every rank has its place, or none starts. On one node, because
-    weights move through its shared memory. The other workers come and go, so each asks Ray for itself."""
-    group: PlacementGroup = placement_group([rank.bundle for rank in ranks], strategy="STRICT_PACK")
+    """A placement group for the learner: either every rank has its place, or none starts. On as few nodes as can
+    be. The other workers come and go, so each asks Ray for itself."""
+    group: PlacementGroup = placement_group([rank.bundle for rank in ranks], strategy="PACK")
     try:
         await answer(group.ready(), who="Ray", what="placing the learner", deadline_s=deadline_s)
     except WorkerError as error:
@@ -194,8 +195,10 @@ def _fleets(recipe: Recipe, learner: LearnerGroup, node: str, inputs: RunInputs,
         "on_report": watcher.worker_report,
     }
 
+    relay = WeightRelay()
+
     def launch_rollout(name: str) -> RolloutHandle:
-        return RolloutHandle(name, setup, near_node=node, deadline_s=deadlines.rollout_s)
+        return RolloutHandle(name, setup, near_node=node, relay=relay, deadline_s=deadlines.rollout_s)
 
     def launch_scorer(kind: str, config: Any) -> Callable[[str], ScorerHandle]:
         path = reward_paths.get(kind)

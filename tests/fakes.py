@@ -284,6 +284,7 @@ def flat_reference(completion: Completion) -> Float32s:
 def make_manifest(version: int) -> WeightManifest:
     return WeightManifest(
         policy_version=version,
+        node="node",
         path="",
         num_bytes=0,
         tensors=(),

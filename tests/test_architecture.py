@@ -23,7 +23,13 @@ MAY_IMPORT = {
 DOORS = {
     "vllm": {"actors/sampler.py", "actors/weight_pull.py", "actors/engine_stats.py"},
     "deepspeed": {"learner/engine.py"},
-    "ray": {"core/remote.py", "actors/handles.py", "learner/group.py", "orchestration/cluster.py"},
+    "ray": {
+        "core/remote.py",
+        "actors/handles.py",
+        "actors/weight_relay.py",
+        "learner/group.py",
+        "orchestration/cluster.py",
+    },
     "prometheus_client": {"orchestration/metrics_hub.py", "actors/engine_stats.py"},
     "rich": {"orchestration/terminal.py"},
     "starlette": {"orchestration/control.py"},

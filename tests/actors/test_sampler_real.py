@@ -88,6 +88,7 @@ class Learner:
         probe = token_ids(1, 64)
         return WeightManifest(
             policy_version=self.version,
+            node="node",
             path=str(self._path),
             num_bytes=offsets[-1],
             tensors=entries,

@@ -1,12 +1,23 @@
 """A Ray cluster of several nodes on this machine, each a process group of its own, that asks for a token."""
 
 import socket
+import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.end_to_end.leash_process import BIN, LeashProcess
 
 START_S = 90
+OWN_MEMORY = (
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    'mount -t tmpfs -o size=1g tmpfs /dev/shm && exec "$@"',
+    "node",
+)
+"""A command run with these before it sees another /dev/shm than everybody else."""
 
 
 class RayCluster:
@@ -53,17 +64,24 @@ class RayCluster:
             node.kill()
         self._home.cleanup()
 
-    def add_node(self, *, num_cpus: int) -> LeashProcess:
-        """One more node. Returns once it has joined."""
-        node = self._start(f"--address={self.address}", f"--num-cpus={num_cpus}")
+    def add_node(self, *, num_cpus: int, own_memory: bool = False) -> LeashProcess:
+        """One more node, if need be with a /dev/shm of its own, as another machine has. Returns once it has joined."""
+        wrapper = OWN_MEMORY if own_memory else ()
+        node = self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", wrapper=wrapper)
         node.wait_until(lambda: "Ray runtime started" in node.output, START_S)
         return node
 
-    def _start(self, *options: str) -> LeashProcess:
-        command = [str(BIN / "ray"), "start", "--block", "--object-store-memory=200000000", *options]
+    def _start(self, *options: str, wrapper: Sequence[str] = ()) -> LeashProcess:
+        ray = [str(BIN / "ray"), "start", "--block", "--object-store-memory=200000000"]
+        command = [*wrapper, *ray, *options]
         log = self._logs / f"node-{len(self.nodes)}.log"
         self.nodes.append(LeashProcess(command, log, environment=self.settings))
         return self.nodes[-1]
+
+
+def may_have_own_memory() -> bool:
+    """Whether this user may give a process a /dev/shm of its own."""
+    return subprocess.run([*OWN_MEMORY, "true"], capture_output=True, check=False).returncode == 0
 
 
 def free_port() -> int:

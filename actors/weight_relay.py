@@ -1,0 +1,52 @@
+"""Weights for rollout workers on other nodes than the learner's, whose shared memory they cannot see.
+
+    learner's shared memory --read there, once a version--> Ray's object store --> a worker's own shared memory
+
+Ray carries a version once to every node that asks for it. The digests are checked at the end, as everywhere.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from core.weights import WeightManifest, new_buffer_path
+
+
+class WeightRelay:
+    """The newest version that somebody elsewhere has asked for.
+
+    Ask while nobody may write the buffer: it is read in the learner's place.
+    """
+
+    def __init__(self) -> None:
+        self._manifest: WeightManifest | None = None
+        self._bytes: Any = None
+
+    def fetch(self, manifest: WeightManifest) -> Any:
+        """A reference to all bytes of the buffer, which Ray hands to a worker as `weights`."""
+        if self._manifest is not manifest:
+            place = NodeAffinitySchedulingStrategy(manifest.node, soft=False)
+            read: Any = ray.remote(num_cpus=0, max_retries=0)(_read)
+            self._bytes = read.options(scheduling_strategy=place).remote(manifest.path, manifest.num_bytes)
+            self._manifest = manifest
+        return self._bytes
+
+
+@contextmanager
+def brought_here(manifest: WeightManifest, weights: Any) -> Iterator[WeightManifest]:
+    """The same version as a buffer in this node's shared memory, for as long as it takes to load it."""
+    path = new_buffer_path()
+    try:
+        path.write_bytes(memoryview(weights))
+        yield replace(manifest, path=str(path))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _read(path: str, num_bytes: int) -> Any:
+    return np.fromfile(path, dtype=np.uint8, count=num_bytes)
