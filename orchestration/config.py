@@ -54,7 +54,8 @@ class PretrainingConfig(Section):
 
 
 class WeightPushConfig(Section):
-    """How new weights get from the learner into the engines: through shared memory, so on one host, verified."""
+    """How new weights get from the learner into the engines: verified. On other nodes than the learner's they come
+    through Ray's object store, else through shared memory."""
 
     max_probe_gap: float = Field(default=1e-3, gt=0)
     """Largest difference, in nats, between engine and learner on the probe sequence after a push."""

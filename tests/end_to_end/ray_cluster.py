@@ -65,7 +65,7 @@ class RayCluster:
         self._home.cleanup()
 
     def add_node(self, *, num_cpus: int, own_memory: bool = False) -> LeashProcess:
-        """One more node, if need be with a /dev/shm of its own, as another machine has. Returns once it has joined."""
+        """One more node, if need be with its own /dev/shm, as another machine has. Returns once it has joined."""
         wrapper = OWN_MEMORY if own_memory else ()
         node = self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", wrapper=wrapper)
         node.wait_until(lambda: "Ray runtime started" in node.output, START_S)
