@@ -63,7 +63,9 @@ def load_step(file: Path) -> list[RolloutGroup]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in load_jsonl(file, REQUIRED_COLUMNS):
         groups.setdefault(str(row["group"]), []).append(row)
-    return [RolloutGroup(group_id=name, rollouts=tuple(_rollouts(name, rows))) for name, rows in groups.items()]
+    return [
+        RolloutGroup(group_id=name, rollouts=tuple(_rollouts(name, rows))) for name, rows in groups.items()
+    ]
 
 
 def _step_of(file: Path) -> int:

@@ -28,6 +28,7 @@ DOORS = {
     "rich": {"orchestration/terminal.py"},
     "starlette": {"orchestration/control.py"},
     "uvicorn": {"orchestration/control.py"},
+    "py3langid": {"orchestration/alarm/languages.py"},
 }
 """Heavy or intrusive library -> the only files that import it."""
 

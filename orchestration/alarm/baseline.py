@@ -1,8 +1,9 @@
 """What every signal is under the untrained policy, and how far a step's figure strays from that by chance.
 
-The completions come from step 1, which policy version 0 sampled, and from the held-out prompts before training. They
-are completions of other prompts than those of the steps that are compared with them, drawn from the same
-distribution: what a signal owes to the prompts is in the spread that is estimated here, as far as so few prompts show it.
+The completions come from step 1, which policy version 0 sampled, and from the held-out prompts before training.
+The steps that are compared with them have other prompts of the same distribution, not the same ones: what a signal
+owes to the prompts is in the spread, as far as so few prompts show it. With few prompts a step and many completions
+of each, the held-out prompts, of one completion each, make the spread look smaller than it is.
 
 The spread comes from random splits, not from a bootstrap: drawing with replacement puts the same completion into a
 step twice, which to the signals of diversity looks like a policy that repeats itself. A part as large as a step is
@@ -10,8 +11,10 @@ split off at random, by whole prompts, and measured against the rest as a step i
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,7 @@ from orchestration.alarm.samples import Sample, heldout_samples, samples_of_step
 from orchestration.alarm.signals import Habits, habits_of, measure
 
 NUM_SPLITS = 100
-"""Their standard deviation is within a tenth of its limit; the limits on changes decide, not the last tenth of it."""
+"""Enough to know a standard deviation to within 7%."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class Spread:
 
     mean: float
     std: float
-    """Of the difference between a fresh step's figure and the baseline's: it includes that the baseline is a sample, too."""
+    """Of the difference between a fresh step's figure and the mean, which is of a sample, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +71,9 @@ def spreads_of(profiles: Sequence[Profile], habits: Habits, step_size: int) -> d
     """Mean and standard deviation of every signal over random splits of the completions."""
     groups = _by_prompt(_with_shared_phrases(profiles))
     if len(groups) < 2:
-        raise UserError("the alarm cannot tell how much completions vary from those of one prompt: use two or more")
+        raise UserError(
+            "the alarm cannot tell how much completions vary from those of one prompt: use two or more"
+        )
     random = np.random.default_rng(0)
     values: dict[str, list[float]] = {}
     strays: dict[str, list[float]] = {}
@@ -98,17 +103,15 @@ def _with_shared_phrases(profiles: Sequence[Profile]) -> list[Profile]:
 def _split(groups: Sequence[list[Profile]], step_size: int) -> tuple[list[Profile], list[Profile]]:
     """The first groups, together as large as a step or as half of all, and the others."""
     size = min(step_size, sum(map(len, groups)) // 2)
-    part: list[Profile] = []
-    for index, group in enumerate(groups[:-1], start=1):
-        part += group
-        if len(part) >= size:
-            break
-    return part, [profile for group in groups[index:] for profile in group]
+    ends = list(accumulate(map(len, groups)))
+    num_groups = min(bisect_left(ends, size) + 1, len(groups) - 1)
+    everything = [profile for group in groups for profile in group]
+    return everything[: ends[num_groups - 1]], everything[ends[num_groups - 1] :]
 
 
 def _scale(part: int, total: int, step_size: int) -> float:
-    """From the spread of parts to that of fresh steps: a mean over a part strays from that of all completions with the
-    variance s^2 (1/part - 1/total), that of a fresh step with s^2 (1/step_size + 1/total)."""
+    """From the spread of parts to that of fresh steps. A mean over a part strays from the mean of all completions
+    with the variance s^2 (1/part - 1/total), that of a fresh step with s^2 (1/step_size + 1/total)."""
     return math.sqrt((1 / step_size + 1 / total) / (1 / part - 1 / total))
 
 

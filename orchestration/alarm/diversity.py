@@ -10,8 +10,8 @@ from orchestration.alarm.profiles import Profile
 NUM_DRAWS = 200
 """Pairs of words that distinct-2 is counted among: fewer than the smallest useful step has."""
 CHUNK_CHARACTERS = 2000
-"""That are compressed together: a dozen short completions, or a part of a long one. Compression improves with length,
-so it is compared at one length."""
+"""That are compressed together: a dozen short completions, or a part of a long one. Longer texts compress better,
+so all are compared at one length."""
 
 
 def distinct_2(profiles: Sequence[Profile]) -> float | None:
@@ -25,13 +25,15 @@ def distinct_2(profiles: Sequence[Profile]) -> float | None:
     if total < NUM_DRAWS:
         return None
     # A pair that occurs c times is missed with probability C(total - c, draws) / C(total, draws).
-    missed = {c: math.exp(_log_missed(total, c)) if total - c >= NUM_DRAWS else 0.0 for c in {*counts.values()}}
+    missed = {
+        c: math.exp(_log_missed(total, c)) if total - c >= NUM_DRAWS else 0.0 for c in {*counts.values()}
+    }
     return sum(1 - missed[count] for count in counts.values()) / NUM_DRAWS
 
 
 def self_overlap(profiles: Sequence[Profile]) -> float | None:
-    """Probability that a pair of words of one completion is also in another one, of another prompt; None if there is
-    only one prompt."""
+    """Probability that a pair of words of one completion is in another one, of another prompt; None if there is
+    one prompt only."""
     everywhere: Counter[str] = Counter()
     in_group: defaultdict[str, Counter[str]] = defaultdict(Counter)
     sizes = Counter(profile.sample.group for profile in profiles)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-from orchestration.alarm.config import SignalName
 from orchestration.alarm.phrases import grown_phrases
 from orchestration.alarm.profiles import Profile
 from orchestration.alarm.signals import Habits, gold_of
@@ -10,7 +9,7 @@ from orchestration.alarm.text_figures import non_alphabetic, unusual_characters
 
 EXCERPT_CHARACTERS = 120
 
-SHOWS: dict[SignalName, Callable[[Profile, Habits], float]] = {
+SHOWS: dict[str, Callable[[Profile, Habits], float]] = {
     "repetition": lambda profile, _: profile.repetition,
     "non_alphabetic": lambda profile, _: non_alphabetic(profile.kinds),
     "unusual_characters": lambda profile, habits: unusual_characters(profile.kinds, habits.scripts),
@@ -21,16 +20,20 @@ SHOWS: dict[SignalName, Callable[[Profile, Habits], float]] = {
     "gold_drawdown": lambda profile, habits: -gold_of(profile, habits),
 }
 """What is largest in the completion that shows a signal best; of the other signals, the score is."""
-SPREADING: tuple[SignalName, ...] = ("phrase_growth", "self_overlap", "distinct_2", "compression")
+SPREADING: tuple[str, ...] = ("phrase_growth", "self_overlap", "distinct_2", "compression")
 """Signals that phrases show better than a completion does."""
 
 
-def evidence(name: SignalName, profiles: Sequence[Profile], habits: Habits) -> str:
+def evidence(name: str, profiles: Sequence[Profile], habits: Habits) -> str:
     """A sentence."""
     if name in SPREADING and (phrases := grown_phrases(profiles, habits.phrases)):
         return "; ".join(map(str, phrases))
-    shows = SHOWS.get(name, lambda profile, _: profile.sample.score)
+    shows = SHOWS.get(name, _score)
     sample = max(profiles, key=lambda profile: shows(profile, habits)).sample
     text = " ".join(sample.text.split())
     cut = f"{text[:EXCERPT_CHARACTERS]}..." if len(text) > EXCERPT_CHARACTERS else text
     return f'With a score of {sample.score:.2f}: "{cut}"'
+
+
+def _score(profile: Profile, habits: Habits) -> float:
+    return profile.sample.score

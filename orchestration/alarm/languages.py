@@ -1,9 +1,9 @@
 """Which language a text is in: the door to py3langid.
 
-Short texts are unreliable. Of 432 completions of about 110 characters by an English model, 5 (1.2%) are most
-likely in another language, but 1 (0.2%) is so with a probability above one half; German, French and Spanish sentences of that
-length pass it. So a text is in another language only from that probability on, and texts with fewer than
-`MIN_LETTERS` letters are not judged.
+Short texts are unreliable. Of 432 completions of about 110 characters by an English model, the most likely
+language of 5 (1.2%) is another one, but of 1 (0.2%) with a probability above one half; German, French, Spanish,
+Russian and Chinese sentences of that length pass it. So a text is in a language only from that probability on, and
+texts with fewer than `MIN_LETTERS` letters are not judged.
 """
 
 from functools import cache

@@ -8,12 +8,12 @@ from typing import Any
 
 from core.messages import RolloutGroup
 from orchestration.alarm.baseline import Baseline
-from orchestration.alarm.config import AlarmConfig, SignalName
+from orchestration.alarm.config import AlarmConfig
 from orchestration.alarm.evidence import evidence
 from orchestration.alarm.profiles import Profile, profiles_of
 from orchestration.alarm.samples import Sample, samples_of
 from orchestration.alarm.signals import Habits, measure
-from orchestration.alarm.signs import SIGNS
+from orchestration.alarm.signs import SIGNS, Sign
 from orchestration.alarm.trends import trends_of
 
 
@@ -21,7 +21,7 @@ from orchestration.alarm.trends import trends_of
 class Alarm:
     """A signal was beyond its limits for as many steps in a row as the recipe has patience for."""
 
-    signal: SignalName
+    signal: str
     value: float
     baseline: float
     """Its mean under the untrained policy."""
@@ -76,28 +76,25 @@ class Monitor:
         for name, sign in SIGNS.items():
             if f"signal_{name}" in record and name in spreads:
                 record[f"deviation_{name}"] = sign.deviation(record[f"signal_{name}"], spreads[name])
-                if self._is_raised(name, spreads[name].mean):
-                    alarms.append(_alarm(name, record, spreads[name].mean, profiles, baseline.habits))
+                if self._is_raised(sign, spreads[name].mean):
+                    alarms.append(_alarm(sign, record, spreads[name].mean, profiles, baseline.habits))
         return Observation(record=record, alarms=alarms)
 
-    def _is_raised(self, name: SignalName, mean: float) -> bool:
+    def _is_raised(self, sign: Sign, mean: float) -> bool:
         """Beyond its limits for just as many steps as there is patience for: not in the step before those."""
-        if name in self._config.ignored:
-            return False
         patience = self._config.patience_steps
-        last = [self._is_beyond(name, mean, record) for record in self._history[-patience - 1 :]]
-        return len(last) >= patience and all(last[-patience:]) and not (len(last) > patience and last[0])
-
-    def _is_beyond(self, name: SignalName, mean: float, record: Mapping[str, float]) -> bool:
-        if f"deviation_{name}" not in record:
-            return False
-        return SIGNS[name].is_beyond(
-            record[f"signal_{name}"],
-            mean,
-            record[f"deviation_{name}"],
-            change=self._config.changes.get(name, SIGNS[name].change),
-            deviations=self._config.deviations,
+        beyond = [self._is_beyond(sign, mean, record) for record in self._history[-patience - 1 :]]
+        return (
+            len(beyond) >= patience and all(beyond[-patience:]) and (len(beyond) == patience or not beyond[0])
         )
+
+    def _is_beyond(self, sign: Sign, mean: float, record: Mapping[str, Any]) -> bool:
+        limit: float | None = getattr(self._config.limits, sign.name)
+        if limit is None or f"deviation_{sign.name}" not in record:
+            return False
+        change = sign.change(record[f"signal_{sign.name}"], mean)
+        deviation: float = record[f"deviation_{sign.name}"]
+        return change >= limit and abs(deviation) >= self._config.deviations
 
     @cached_property
     def baseline(self) -> Baseline:
@@ -106,14 +103,14 @@ class Monitor:
 
 
 def _alarm(
-    name: SignalName, record: Mapping[str, float], mean: float, profiles: Sequence[Profile], habits: Habits
+    sign: Sign, record: Mapping[str, float], mean: float, profiles: Sequence[Profile], habits: Habits
 ) -> Alarm:
-    value = record[f"signal_{name}"]
-    words = SIGNS[name].words.format(value=value, before=mean)
+    value = record[f"signal_{sign.name}"]
+    words = sign.words.format(value=value, before=mean)
     return Alarm(
-        signal=name,
+        signal=sign.name,
         value=value,
         baseline=mean,
-        deviation=record[f"deviation_{name}"],
-        sentence=f"{words}. {evidence(name, profiles, habits)}",
+        deviation=record[f"deviation_{sign.name}"],
+        sentence=f"{words}. {evidence(sign.name, profiles, habits)}",
     )

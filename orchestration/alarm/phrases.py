@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from orchestration.alarm.profiles import Profile
 
 LARGEST_SHARE_BEFORE = 0.05
-"""Phrases that more of the untrained policy's completions had, such as "and the", are the language's own; how often they
-occur changes with style."""
+"""Phrases that more of the untrained policy's completions had, such as "and the", are the language's own: how often
+they occur changes with the style."""
 NUM_SHOWN = 3
 
 

@@ -1,5 +1,5 @@
-"""A step's completions in, named figures out. Pure functions: the order of the completions does not matter, and a figure
-that cannot be measured is left out."""
+"""A step's completions in, named figures out. Pure functions: the order of the completions does not matter, and
+what cannot be measured is left out."""
 
 import statistics
 from collections import Counter
