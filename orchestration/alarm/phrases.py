@@ -74,8 +74,8 @@ def _grown(now: PhraseCounts, before: PhraseCounts) -> list[tuple[float, str]]:
     return [
         (growth, phrase)
         for phrase, count in now.counts.items()
-        if before.share(phrase) <= LARGEST_SHARE_BEFORE
-        and (growth := count / now.num_texts - before.share(phrase)) > 0
+        if (share_before := before.share(phrase)) <= LARGEST_SHARE_BEFORE
+        and (growth := count / now.num_texts - share_before) > 0
     ]
 
 
