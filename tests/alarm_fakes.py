@@ -1,11 +1,14 @@
 """Completions for the tests of the alarm: made up, and of an untrained policy that says sensible, varied things."""
 
+import json
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from orchestration.alarm.samples import Sample
 
-NOUNS = [
+NOUNS = (
     "river",
     "teacher",
     "window",
@@ -16,11 +19,8 @@ NOUNS = [
     "mountain",
     "engine",
     "village",
-    "painter",
-    "winter",
-    "bridge",
-]
-VERBS = [
+)
+VERBS = (
     "watches",
     "builds",
     "follows",
@@ -31,39 +31,10 @@ VERBS = [
     "answers",
     "mends",
     "forgets",
-    "carries",
-    "studies",
-]
-ADJECTIVES = [
-    "old",
-    "quiet",
-    "bright",
-    "narrow",
-    "heavy",
-    "early",
-    "distant",
-    "broken",
-    "gentle",
-    "hidden",
-    "curious",
-    "patient",
-    "empty",
-]
-PLACES = [
-    "near",
-    "behind",
-    "above",
-    "without",
-    "beyond",
-    "around",
-    "inside",
-    "beside",
-    "under",
-    "between",
-    "through",
-    "against",
-]
-ARTICLES = ["the", "a", "some", "every", "this", "another", "that", "one"]
+)
+ADJECTIVES = ("old", "quiet", "bright", "narrow", "heavy", "early", "distant", "broken", "gentle", "hidden")
+PLACES = ("near", "behind", "above", "without", "beyond", "around", "inside", "beside", "under", "between")
+ARTICLES = ("the", "a", "some", "every", "this", "another", "that", "one")
 
 
 def make_sample(
@@ -118,3 +89,45 @@ def texts_step(*texts: str, groups: Sequence[str] | None = None) -> list[Sample]
     """One completion a text, each of a prompt of its own unless `groups` says otherwise."""
     names = groups or [f"group-{index}" for index in range(len(texts))]
     return [make_sample(text, group=group) for text, group in zip(texts, names, strict=True)]
+
+
+def write_step(folder: Path, step: int, samples: Sequence[Sample]) -> None:
+    """As a run writes down what it sampled; log-probs are -3 under the reference, and make the sample's KL."""
+    rows = [
+        {
+            "group": sample.group,
+            "policy_version": step - 1,
+            "prompt": "p",
+            "completion": sample.text,
+            "prompt_tokens": 1,
+            "token_ids": [0] * (1 + sample.num_tokens),
+            "truncated": False,
+            "behavior_logprobs": [0.0] + [sample.kl_nats / sample.num_tokens - 3] * sample.num_tokens,
+            "reference_logprobs": [0.0] + [-3.0] * sample.num_tokens,
+            "rewards": dict(sample.rewards),
+            "score": sample.score,
+        }
+        for sample in samples
+    ]
+    _write_rows(folder / "samples" / f"step-{step:06d}.jsonl", rows)
+
+
+def write_heldout(folder: Path, when: str, samples: Sequence[Sample]) -> None:
+    """As a run writes down an evaluation, `before` or `after` training."""
+    rows = [
+        {
+            "prompt": "p",
+            "completion": sample.text,
+            "completion_ids": [0] * sample.num_tokens,
+            "rewards": dict(sample.rewards),
+            "score": sample.score,
+            "kl_nats": sample.kl_nats,
+        }
+        for sample in samples
+    ]
+    _write_rows(folder / f"heldout-{when}.jsonl", rows)
+
+
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

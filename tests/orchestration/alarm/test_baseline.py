@@ -1,4 +1,3 @@
-import json
 import random
 import statistics
 from pathlib import Path
@@ -10,7 +9,7 @@ from orchestration.alarm.baseline import baseline_of, baseline_of_folder, spread
 from orchestration.alarm.profiles import profiles_of
 from orchestration.alarm.samples import Sample
 from orchestration.alarm.signals import habits_of
-from tests.alarm_fakes import make_sample, sensible_step
+from tests.alarm_fakes import make_sample, sensible_step, write_heldout, write_step
 
 
 def lengths(count: int, *, group_size: int = 1, seed: int = 0) -> list[Sample]:
@@ -63,42 +62,10 @@ def test_one_prompt_says_nothing_about_others() -> None:
         spreads_of(profiles, habits_of(profiles, []), 2)
 
 
-def write_run(folder: Path, step: list[Sample], heldout: list[Sample]) -> None:
-    rows = [
-        {
-            "group": sample.group,
-            "policy_version": 0,
-            "prompt": "p",
-            "completion": sample.text,
-            "prompt_tokens": 1,
-            "token_ids": [0] * (1 + sample.num_tokens),
-            "truncated": False,
-            "behavior_logprobs": [0.0] + [-1.0] * sample.num_tokens,
-            "reference_logprobs": [0.0] + [-3.0] * sample.num_tokens,
-            "rewards": dict(sample.rewards),
-            "score": sample.score,
-        }
-        for sample in step
-    ]
-    (folder / "samples").mkdir(parents=True)
-    (folder / "samples" / "step-000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    held = [
-        {
-            "prompt": "p",
-            "completion": sample.text,
-            "completion_ids": [0] * sample.num_tokens,
-            "rewards": dict(sample.rewards),
-            "score": sample.score,
-            "kl_nats": 0.0,
-        }
-        for sample in heldout
-    ]
-    (folder / "heldout-before.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
-
-
 def test_a_run_folder_holds_its_baseline(tmp_path: Path) -> None:
     step, heldout = sensible_step(32, seed=0), sensible_step(48, seed=1, group_size=1)
-    write_run(tmp_path, step, heldout)
+    write_step(tmp_path, 1, step)
+    write_heldout(tmp_path, "before", heldout)
     found = baseline_of_folder(tmp_path, ["gold"])
     assert found.habits.phrases.num_texts == 80
     assert found.spreads["reference_nll"].mean == pytest.approx(3.0)
@@ -110,7 +77,8 @@ def test_a_run_folder_holds_its_baseline(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["samples/step-000001.jsonl", "heldout-before.jsonl"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    write_run(tmp_path, sensible_step(4, seed=0), sensible_step(4, seed=1))
+    write_step(tmp_path, 1, sensible_step(4, seed=0))
+    write_heldout(tmp_path, "before", sensible_step(4, seed=1))
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"{name}: missing.*alarm.enabled = false"):
         baseline_of_folder(tmp_path, [])
