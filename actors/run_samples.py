@@ -48,17 +48,24 @@ def load_samples(config: RunDataset, *, max_tokens: int) -> Iterator[RolloutGrou
     if not files:
         raise UserError(f"{folder}: no samples from step {config.first_step} on; give the folder of a run")
     for file in files:
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for row in load_jsonl(file, REQUIRED_COLUMNS):
-            groups.setdefault(str(row["group"]), []).append(row)
-        for name, rows in groups.items():
-            longest = max(len(row["token_ids"]) for row in rows)
+        for group in load_step(file):
+            longest = max(len(rollout.completion.token_ids_T) for rollout in group.rollouts)
             if longest > max_tokens:
                 raise UserError(
-                    f"{file}: {name} has a sample of {longest} tokens, and model.max_model_len is {max_tokens}; "
-                    f"set {longest} or more"
+                    f"{file}: {group.group_id} has a sample of {longest} tokens, and model.max_model_len is "
+                    f"{max_tokens}; set {longest} or more"
                 )
-            yield RolloutGroup(group_id=name, rollouts=tuple(_rollouts(name, rows)))
+            yield group
+
+
+def load_step(file: Path) -> list[RolloutGroup]:
+    """The groups of one step, in the order of their first rows."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in load_jsonl(file, REQUIRED_COLUMNS):
+        groups.setdefault(str(row["group"]), []).append(row)
+    return [
+        RolloutGroup(group_id=name, rollouts=tuple(_rollouts(name, rows))) for name, rows in groups.items()
+    ]
 
 
 def _step_of(file: Path) -> int:

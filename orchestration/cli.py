@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.errors import UserError, WorkerError
+from orchestration.alarm.command import add_alarm_command
 from orchestration.assets import ASSET_PREFIX, RATINGS, prepare
 from orchestration.config import Recipe
 from orchestration.recipe import load_recipe
@@ -38,6 +39,7 @@ A RUN is the folder of a run. While it works, it can be asked and steered from a
   leash set runs/a kl_coef=0.05                           and pause, resume, scale
   leash verify runs/a                                     was every trajectory trained on once, or discarded?
   leash export runs/a rollouts.parquet                    every trajectory and what became of it
+  leash alarm runs/a                                      does the policy cheat its reward?
 """
 
 
@@ -131,6 +133,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_recipe_commands(add)
     add_run_commands(add)
     add_render_commands(add)
+    add_alarm_command(add)
     args, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:

@@ -17,6 +17,7 @@ from actors.config import (
 from core.config import ModelConfig, Section
 from learner.algorithm_config import AlgorithmConfig
 from learner.config import KLConfig, LearnerConfig, RewardModelConfig
+from orchestration.alarm.config import AlarmConfig
 
 
 class TrainerConfig(Section):
@@ -103,6 +104,7 @@ class Recipe(Section):
     kl: KLConfig = KLConfig()
     trainer: TrainerConfig
     weight_push: WeightPushConfig = WeightPushConfig()
+    alarm: AlarmConfig = AlarmConfig()
     metrics: MetricsConfig = MetricsConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     faults: FaultsConfig = FaultsConfig()

@@ -25,6 +25,7 @@ from learner.algorithm_config import (
     SFTConfig,
 )
 from learner.config import KLConfig, LearnerConfig, RewardModelConfig
+from orchestration.alarm.config import AlarmConfig
 from orchestration.config import PretrainingConfig, TrainerConfig
 from orchestration.contradiction import Contradiction
 
@@ -156,6 +157,15 @@ def _check_kl_controller(kl: KLConfig) -> Iterator[Contradiction]:
         )
 
 
+def _check_alarm(alarm: AlarmConfig, kl: KLConfig) -> Iterator[Contradiction]:
+    if alarm.action == "raise_kl" and kl.kl_coef == 0:
+        yield Contradiction(
+            ("alarm.action", "kl.kl_coef"),
+            "a kl_coef of 0 stays 0, whatever it is multiplied by",
+            'set "warn", "pause" or "stop", or a kl.kl_coef above 0',
+        )
+
+
 def _check_dropout(
     algorithm: AlgorithmConfig, datasets: list[DatasetConfig], learner: LearnerConfig
 ) -> Iterator[Contradiction]:
@@ -233,6 +243,7 @@ METHOD_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_pretraining,
     _check_kl_estimator,
     _check_kl_controller,
+    _check_alarm,
     _check_dropout,
     _check_greedy,
     _check_reference,

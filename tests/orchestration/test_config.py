@@ -268,6 +268,7 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             for algorithm in ([], ["algorithm.kind=dpo"])
         ),
         (["kl.controller=adaptive"], "kl.kl_target is not set: the adaptive controller"),
+        (["alarm.action=raise_kl", "kl.kl_coef=0.0"], 'alarm.action = "raise_kl": a kl_coef of 0 stays 0'),
         (
             ["kl.placement=loss"],
             'kl.estimator = "k1" (the default): in the loss the mean gradient of k1 is 0',

@@ -1,0 +1,116 @@
+"""The alarm: every step's completions against the untrained policy's. It audits; it is no oracle."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from core.messages import RolloutGroup
+from orchestration.alarm.baseline import Baseline
+from orchestration.alarm.config import AlarmConfig
+from orchestration.alarm.evidence import evidence
+from orchestration.alarm.profiles import Profile, profiles_of
+from orchestration.alarm.samples import Sample, samples_of
+from orchestration.alarm.signals import Habits, measure
+from orchestration.alarm.signs import SIGNS, Sign
+from orchestration.alarm.trends import trends_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """A signal was beyond its limits for as many steps in a row as the recipe has patience for."""
+
+    signal: str
+    value: float
+    baseline: float
+    """Its mean under the untrained policy."""
+    deviation: float
+    """In standard deviations of a step's figure."""
+    sentence: str
+    """What is wrong, in plain words, with the phrases or the start of a completion that show it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a step's completions look like."""
+
+    record: dict[str, float]
+    """`signal_<name>` and `deviation_<name>`, for the step's record. What cannot be measured is not in it."""
+    alarms: list[Alarm]
+    """Those raised in this step. A signal that stays beyond its limits raises none again."""
+
+
+class Monitor:
+    """Watches one run:
+
+    monitor = Monitor(recipe.alarm, lambda: baseline_of_folder(folder, gold))
+    observation = monitor.step(groups)      # each step, in its order; a second or so at the first, then less
+
+    All of its state is in the records of the steps, so `resume(records)` makes it the monitor of a resumed run.
+    """
+
+    def __init__(self, config: AlarmConfig, find_baseline: Callable[[], Baseline]) -> None:
+        self._config = config
+        self._find_baseline = find_baseline
+        self._history: list[Mapping[str, Any]] = []
+
+    def resume(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Go on after the step of the last of these records, and forget any other."""
+        self._history = list(records)
+
+    def step(self, groups: Sequence[RolloutGroup]) -> Observation:
+        """Measure a step's completions, after they have been written to the run folder."""
+        return self.look(samples_of(groups))
+
+    def look(self, samples: Sequence[Sample]) -> Observation:
+        """As `step`, of completions from anywhere."""
+        profiles, baseline = profiles_of(samples), self.baseline
+        record = {f"signal_{name}": value for name, value in measure(profiles, baseline.habits).items()}
+        self._history.append(record)
+        kl_nats = statistics.fmean(sample.kl_nats for sample in samples)
+        trends = trends_of(self._history, kl_nats, baseline.spreads)
+        record |= {f"signal_{name}": value for name, (value, _) in trends.items()}
+        spreads = baseline.spreads | {name: spread for name, (_, spread) in trends.items()}
+        alarms = []
+        for name, sign in SIGNS.items():
+            if f"signal_{name}" in record and name in spreads:
+                record[f"deviation_{name}"] = sign.deviation(record[f"signal_{name}"], spreads[name])
+                if self._is_raised(sign, spreads[name].mean):
+                    alarms.append(_alarm(sign, record, spreads[name].mean, profiles, baseline.habits))
+        return Observation(record=record, alarms=alarms)
+
+    def _is_raised(self, sign: Sign, mean: float) -> bool:
+        """Beyond its limits for just as many steps as there is patience for: not in the step before those."""
+        patience = self._config.patience_steps
+        beyond = [self._is_beyond(sign, mean, record) for record in self._history[-patience - 1 :]]
+        return (
+            len(beyond) >= patience and all(beyond[-patience:]) and (len(beyond) == patience or not beyond[0])
+        )
+
+    def _is_beyond(self, sign: Sign, mean: float, record: Mapping[str, Any]) -> bool:
+        limit: float | None = getattr(self._config.limits, sign.name)
+        if limit is None or f"deviation_{sign.name}" not in record:
+            return False
+        change = sign.change(record[f"signal_{sign.name}"], mean)
+        deviation: float = record[f"deviation_{sign.name}"]
+        return change >= limit and abs(deviation) >= self._config.deviations
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """Found at its first use, when the files that it is made of are there."""
+        return self._find_baseline()
+
+
+def _alarm(
+    sign: Sign, record: Mapping[str, float], mean: float, profiles: Sequence[Profile], habits: Habits
+) -> Alarm:
+    value = record[f"signal_{sign.name}"]
+    words = sign.words.format(value=value, before=mean)
+    return Alarm(
+        signal=sign.name,
+        value=value,
+        baseline=mean,
+        deviation=record[f"deviation_{sign.name}"],
+        sentence=f"{words}. {evidence(sign.name, profiles, habits)}",
+    )

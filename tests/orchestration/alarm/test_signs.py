@@ -1,0 +1,41 @@
+import pytest
+
+from orchestration.alarm.baseline import Spread
+from orchestration.alarm.config import AlarmLimits
+from orchestration.alarm.signs import SIGNS, Sign
+
+
+def sign(name: str, direction: int, *, relative: bool = False) -> Sign:
+    return Sign(name=name, direction=direction, relative=relative, words="")
+
+
+def test_every_signal_has_a_limit_and_every_limit_a_signal() -> None:
+    assert list(SIGNS) == list(AlarmLimits.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("direction", "relative", "expected"),
+    [(1, False, 2.0), (-1, False, -2.0), (0, False, 2.0), (1, True, 0.5)],
+)
+def test_the_change_is_towards_the_bad(direction: int, relative: bool, expected: float) -> None:
+    assert sign("length", direction, relative=relative).change(6.0, 4.0) == expected
+
+
+def test_a_fall_is_a_change_where_both_directions_are_bad() -> None:
+    assert sign("length", 0, relative=True).change(2.0, 4.0) == 0.5
+
+
+def test_deviation_is_in_standard_deviations() -> None:
+    assert sign("repetition", 1).deviation(0.5, Spread(mean=0.1, std=0.2)) == pytest.approx(2.0)
+
+
+def test_without_a_spread_a_change_as_large_as_its_limit_is_20_deviations() -> None:
+    assert AlarmLimits().repetition == 0.1
+    assert sign("repetition", 1).deviation(0.1, Spread(mean=0.0, std=0.0)) == pytest.approx(20.0)
+    # The limit on lengths is a share, 0.5 of 24.
+    assert sign("length", 0, relative=True).deviation(36.0, Spread(mean=24.0, std=0.0)) == pytest.approx(20.0)
+
+
+def test_words_have_places_for_both_values() -> None:
+    for each in SIGNS.values():
+        assert "{" not in each.words.format(value=0.5, before=0.25)
