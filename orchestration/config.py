@@ -17,6 +17,7 @@ from actors.config import (
 from core.config import ModelConfig, Section
 from learner.algorithm_config import AlgorithmConfig
 from learner.config import KLConfig, LearnerConfig, RewardModelConfig
+from orchestration.trackers.config import TrackersConfig
 
 
 class TrainerConfig(Section):
@@ -101,5 +102,6 @@ class Recipe(Section):
     trainer: TrainerConfig
     weight_push: WeightPushConfig = WeightPushConfig()
     metrics: MetricsConfig = MetricsConfig()
+    trackers: TrackersConfig = TrackersConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     faults: FaultsConfig = FaultsConfig()
