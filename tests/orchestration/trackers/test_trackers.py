@@ -1,6 +1,9 @@
 """Every tracker keeps the same contract: what goes in is there when its own reader looks, also after a resume."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ KEY = "0123456789abcdef" * 2 + "01234567"
 SECRETS = {
     "WANDB_API_KEY": KEY,
     "MLFLOW_TRACKING_TOKEN": "token-of-mlflow",
-    "MLFLOW_TRACKING_PASSWORD": "word",
+    "MLFLOW_TRACKING_PASSWORD": "pass-word",
 }
 
 
@@ -148,4 +151,26 @@ def test_everything_stays_in_the_run_folder_and_no_key_is_in_it(
     assert files
     for file in files:
         for secret in SECRETS.values():
-            assert secret.encode() not in file.read_bytes() or secret == "word", file
+            assert secret.encode() not in file.read_bytes(), file
+
+
+def test_nobody_reports_to_the_makers_of_the_libraries(tmp_path: Path) -> None:
+    """In a process of its own: they decide while they are imported."""
+    program = """
+import sys
+from pathlib import Path
+from orchestration.trackers.config import *
+from orchestration.trackers.opening import *
+config = TrackersConfig(wandb=WandbConfig(), mlflow=MlflowConfig())
+sink = open_trackers(config, TrackedRun(name="a", folder=Path(sys.argv[1]), settings={}), note=print)
+sink.close({})
+import mlflow.telemetry.client
+import wandb.env
+print(mlflow.telemetry.client.get_telemetry_client(), wandb.env.error_reporting_enabled())
+"""
+    unset = {"MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "WANDB_ERROR_REPORTING", "CI", "PYTEST_CURRENT_TEST"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    repository = Path(__file__).parents[3]
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    result = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
+    assert result.stdout == "None False\n", result.stderr

@@ -33,7 +33,9 @@ def read_tensorboard(folder: Path) -> Written:
     ).Reload()
     written = Written()
     for tag in events.Tags()["scalars"]:
-        written.figures[tag] = {event.step: event.value for event in events.Scalars(tag)}
+        points = [(event.step, event.value) for event in events.Scalars(tag)]
+        written.figures[tag] = dict(points)
+        assert len(points) == len(written.figures[tag]), "TensorBoard draws both courses"
     for tag in events.Tags()["tensors"]:
         for event in events.Tensors(tag):
             text = event.tensor_proto.string_val[0].decode()
