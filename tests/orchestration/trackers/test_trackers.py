@@ -164,13 +164,13 @@ from orchestration.trackers.opening import *
 config = TrackersConfig(wandb=WandbConfig(), mlflow=MlflowConfig())
 sink = open_trackers(config, TrackedRun(name="a", folder=Path(sys.argv[1]), settings={}), note=print)
 sink.close({})
-import mlflow.telemetry.client
+import mlflow.telemetry.utils
 import wandb.env
-print(mlflow.telemetry.client.get_telemetry_client(), wandb.env.error_reporting_enabled())
+print(mlflow.telemetry.utils.is_telemetry_disabled(), wandb.env.error_reporting_enabled())
 """
     unset = {"MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "WANDB_ERROR_REPORTING", "CI", "PYTEST_CURRENT_TEST"}
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     repository = Path(__file__).parents[3]
     command = [sys.executable, "-c", program, str(tmp_path)]
     result = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
-    assert result.stdout == "None False\n", result.stderr
+    assert result.stdout == "True False\n", result.stderr
