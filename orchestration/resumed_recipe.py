@@ -7,7 +7,7 @@ from typing import Any
 from orchestration.config import Recipe
 
 MAY_CHANGE = re.compile(
-    r"rollout\.(workers|autoscale)\b|rewards\.\d+\.replicas$|reference\.replicas$|.*\bresources\."
+    r"rollout\.(workers|autoscale)\b|rewards\.\d+\.(replicas|url|token_env|token_file|timeout_s|retries)$|reference\.replicas$|.*\bresources\."
     r"|(deadlines|faults|metrics|trackers)\.|trainer\.(checkpoint_every|keep_checkpoints|save_model)$"
 )
 

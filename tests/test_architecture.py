@@ -29,8 +29,8 @@ DOORS = {
     "wandb": {"orchestration/trackers/wandb_run.py"},
     "mlflow": {"orchestration/trackers/mlflow_run.py"},
     "rich": {"orchestration/terminal.py"},
-    "starlette": {"orchestration/control.py"},
-    "uvicorn": {"orchestration/control.py"},
+    "starlette": {"orchestration/control.py", "actors/reward_service/server.py"},
+    "uvicorn": {"orchestration/control.py", "actors/reward_service/server.py"},
 }
 """Heavy or intrusive library -> the only files that import it."""
 
