@@ -40,7 +40,7 @@ class DynamicBatcher(Generic[Item, Result]):
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
+        while self._forget_who_left():
             batch = self._take()
             try:
                 items = [item for item, _ in batch]
@@ -54,6 +54,11 @@ class DynamicBatcher(Generic[Item, Result]):
             for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():
                     future.set_result(result)
+
+    def _forget_who_left(self) -> bool:
+        """Whether anybody waits still: a caller that was cancelled wants no result."""
+        self._waiting = [(item, future) for item, future in self._waiting if not future.done()]
+        return bool(self._waiting)
 
     def _take(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
         """The longest run of waiting items within the budget, one at least, in order of arrival."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.config import Resources, Section
 
@@ -256,4 +256,36 @@ class RewardFunctionReward(Section):
     """What each process asks of Ray."""
 
 
-RewardConfig = Annotated[RewardModelReward | RewardFunctionReward, Field(discriminator="kind")]
+class RewardServerReward(Section):
+    """A reward that `leash serve-reward` serves over HTTP, apart from the run."""
+
+    kind: Literal["http"]
+    name: str = Field(pattern="^[a-z][a-z0-9_]*$")
+    """Name of this source in metrics and samples."""
+    url: str = Field(pattern=r"^https?://[^\s/@?#]+(/[^\s?#]*)?$")
+    """Address of the server, such as http://10.0.0.7:8300."""
+    token_env: str | None = None
+    """Environment variable with the server's token, on every node that this reward's processes may run on."""
+    token_file: str | None = None
+    """File with the server's token, on every such node. Relative paths start at the recipe's folder."""
+    timeout_s: float = Field(default=60, gt=0)
+    """Seconds that the server may be silent before the request is sent again."""
+    retries: int = Field(default=8, ge=0)
+    """Times that a request is sent again when the server is away, full or late. 8 bridge half a minute."""
+    weight: float = 1.0
+    """Weight in the score. 0 records the reward without training on it."""
+    replicas: int = Field(default=1, ge=1)
+    """Number of client processes; each has one batch under way at a time."""
+    resources: Resources = Resources(num_cpus=0.1, threads=1)
+    """What each process asks of Ray."""
+
+    @model_validator(mode="after")
+    def _has_one_token(self) -> "RewardServerReward":
+        if self.token_env is not None and self.token_file is not None:
+            raise ValueError("must have one token; leave out token_env or token_file")
+        return self
+
+
+RewardConfig = Annotated[
+    RewardModelReward | RewardFunctionReward | RewardServerReward, Field(discriminator="kind")
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.config import ReferenceConfig, RewardFunctionReward, RewardModelReward, RolloutConfig
+from actors.config import ReferenceConfig, RewardConfig, RolloutConfig
 from actors.fleet import Fleet
 from actors.weight_relay import WeightRelay
 from actors.worker import ActorSetup, RolloutWorker, ScorerWorker
@@ -127,7 +127,7 @@ class ScorerHandle(_Handle):
         self,
         name: str,
         setup: ActorSetup,
-        config: ReferenceConfig | RewardModelReward | RewardFunctionReward,
+        config: ReferenceConfig | RewardConfig,
         path: Path | None,
         *,
         deadline_s: float,

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from actors.config import RewardConfig, RewardFunctionReward, RewardModelReward, RewardServerReward
+from actors.reward_service.client import HttpReward
 from core.config import ModelConfig
 from core.errors import RewardError, UserError
 from core.messages import Bools, Completion, Int32s
@@ -28,6 +30,19 @@ class Reward(Protocol):
     def score(self, completions: Sequence[Completion]) -> list[float]: ...
 
 
+def load_reward(config: RewardConfig, path: Path | None, model_path: Path, model: ModelConfig) -> Reward:
+    """The reward of a recipe's section. `path`: folder of a reward model. Raises `UserError`."""
+    match config:
+        case RewardModelReward():
+            assert path is not None, "reward models are found before processes start"
+            device = "cuda" if config.resources.num_gpus else "cpu"
+            return RewardModel(path, model_path, model, device=device)
+        case RewardFunctionReward():
+            return FunctionReward(config.function)
+        case RewardServerReward():
+            return HttpReward(config)
+
+
 class RewardModel:
     """A scalar reward model, scored at the last token of prompt and completion."""
 
@@ -36,6 +51,11 @@ class RewardModel:
         self._device = torch.device(device)
         self._model = load_scalar_model(path, model.dtype).to(self._device).eval()
         self._special_ids = _special_ids(path)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        return int(self._model.model.config.vocab_size)
 
     @torch.inference_mode()
     def score(self, completions: Sequence[Completion]) -> list[float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.batching import DynamicBatcher
-from actors.config import ReferenceConfig, RewardFunctionReward, RewardModelReward, RolloutConfig
+from actors.config import ReferenceConfig, RewardConfig, RolloutConfig
 from actors.engine_loop import EngineLoop
 from actors.weight_relay import brought_here
 from core.config import ModelConfig
@@ -89,7 +89,7 @@ class ScorerWorker:
     def __init__(
         self,
         setup: ActorSetup,
-        config: ReferenceConfig | RewardModelReward | RewardFunctionReward,
+        config: ReferenceConfig | RewardConfig,
         path: Path | None,
     ) -> None:
         self._setup = setup
@@ -101,20 +101,16 @@ class ScorerWorker:
         # torch stays out of the driver, which only needs this module's handles.
         from actors.decoding import decoding_of
         from actors.reference import ReferenceScorer
-        from actors.rewards import FunctionReward, RewardModel
+        from actors.rewards import load_reward
 
         setup, config = self._setup, self._config
-        device = "cuda" if config.resources.num_gpus else "cpu"
-        match config:
-            case ReferenceConfig():
-                scorer: Any = ReferenceScorer(
-                    setup.model_path, setup.model, decoding=decoding_of(setup.rollout), device=device
-                )
-            case RewardModelReward():
-                assert self._path is not None
-                scorer = RewardModel(self._path, setup.model_path, setup.model, device=device)
-            case RewardFunctionReward():
-                scorer = FunctionReward(config.function)
+        if isinstance(config, ReferenceConfig):
+            device = "cuda" if config.resources.num_gpus else "cpu"
+            scorer: Any = ReferenceScorer(
+                setup.model_path, setup.model, decoding=decoding_of(setup.rollout), device=device
+            )
+        else:
+            scorer = load_reward(config, self._path, setup.model_path, setup.model)
         budget = getattr(config, "token_budget", FUNCTION_BATCH_TOKENS)
         self._batcher = DynamicBatcher(scorer.score, cost=lambda c: len(c.token_ids_T), budget=budget)
 

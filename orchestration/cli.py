@@ -91,6 +91,21 @@ def _reward(args: argparse.Namespace) -> None:
     train_reward_model(recipe)
 
 
+def _serve_reward(args: argparse.Namespace) -> None:
+    recipe = _load(args)
+    # Imports an HTTP server, and maybe torch.
+    from orchestration.reward_server import serve_reward
+
+    serve_reward(
+        recipe,
+        args.reward,
+        host=args.host,
+        port=args.port,
+        token_file=args.token_file,
+        deadline_s=args.deadline,
+    )
+
+
 def _demo(args: argparse.Namespace) -> None:
     recipe = _load(args)
     for name in _assets(recipe):
@@ -167,6 +182,23 @@ def _add_recipe_commands(add_command: AddCommand) -> None:
         "--address", help="address of a running Ray cluster; default: one of its own, on this machine"
     )
     add("reward", _reward, "train the recipe's reward model, and report its held-out accuracy")
+    serve = add("serve-reward", _serve_reward, "serve a reward of the recipe over HTTP, for runs elsewhere")
+    serve.add_argument("--reward", metavar="NAME", help="which one; may be left out if there is only one")
+    serve.add_argument("--host", default="127.0.0.1", help="address to serve at; default: %(default)s")
+    serve.add_argument("--port", type=int, default=8300, help="0: a free one; default: %(default)s")
+    serve.add_argument(
+        "--token-file",
+        metavar="FILE",
+        type=Path,
+        help="made if there is none; default: reward-token in the cache",
+    )
+    serve.add_argument(
+        "--deadline",
+        metavar="SECONDS",
+        type=float,
+        default=60.0,
+        help="for one request; default: %(default)g",
+    )
     add("validate", _validate, "check a recipe and print every key with its value and meaning")
 
 

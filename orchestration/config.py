@@ -18,6 +18,7 @@ from core.config import ModelConfig, Section
 from learner.algorithm_config import AlgorithmConfig
 from learner.config import KLConfig, LearnerConfig, RewardModelConfig
 from orchestration.alarm.config import AlarmConfig
+from orchestration.trackers.config import TrackersConfig
 
 
 class TrainerConfig(Section):
@@ -106,5 +107,6 @@ class Recipe(Section):
     weight_push: WeightPushConfig = WeightPushConfig()
     alarm: AlarmConfig = AlarmConfig()
     metrics: MetricsConfig = MetricsConfig()
+    trackers: TrackersConfig = TrackersConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     faults: FaultsConfig = FaultsConfig()

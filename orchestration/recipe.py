@@ -26,8 +26,8 @@ from orchestration.recipe_problems import Key, Problem, Tables, dotted, explain,
 from orchestration.recipe_text import NONE
 
 _COMMAND_LINE = "command line"
-_PATHS = ("path", "discovery_folder")
-"""Keys that hold a path."""
+_PATH_KEYS = {"path", "token_file", "discovery_folder"}
+"""Keys whose relative values start at the recipe's folder."""
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -128,7 +128,7 @@ def _spell_out(value: Any, name: str, field: FieldInfo, start: Path) -> Any:
     """What TOML has no way to write: nothing, and a path that holds from everywhere."""
     if value == NONE and NoneType in get_args(field.annotation):
         return None
-    if name in _PATHS and isinstance(value, str) and value and not value.startswith(ASSET_PREFIX):
+    if name in _PATH_KEYS and isinstance(value, str) and value and not value.startswith(ASSET_PREFIX):
         return os.path.abspath(start / os.path.expanduser(value))
     return value
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 from unittest.mock import patch
@@ -10,6 +11,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from core.config import Section
@@ -427,7 +429,22 @@ def tables(table: type[Section]) -> st.SearchStrategy[dict[str, Any]]:
     optional = {
         name: values(name, field) for name, field in table.model_fields.items() if name not in required
     }
-    return st.fixed_dictionaries(required, optional=optional)
+    drawn = st.fixed_dictionaries(required, optional=optional)
+    checks = table.__pydantic_decorators__
+    return (
+        drawn.filter(partial(is_valid, table))
+        if checks.model_validators or checks.field_validators
+        else drawn
+    )
+
+
+def is_valid(table: type[Section], data: dict[str, Any]) -> bool:
+    """Some tables have rules that no bound of a value expresses."""
+    try:
+        table.model_validate_json(json.dumps(data))
+    except ValidationError:
+        return False
+    return True
 
 
 def values(name: str, field: FieldInfo) -> st.SearchStrategy[Any]:
@@ -448,13 +465,14 @@ def values(name: str, field: FieldInfo) -> st.SearchStrategy[Any]:
         low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
         floats = st.floats(low, high, exclude_min="gt" in bounds, exclude_max="lt" in bounds)
         drawn = floats.filter(math.isfinite)
-    elif name in ("path", "discovery_folder"):
+    elif name in ("path", "discovery_folder", "token_file"):
         texts = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1)
         drawn = texts.filter(lambda text: text not in (".", "..")).map("/".__add__)
     elif "pattern" in bounds:
         # Python's `$` also matches before a last newline, and its \\w knows other letters than pydantic's.
-        matching = st.from_regex(bounds["pattern"], fullmatch=True)
-        drawn = matching.filter(lambda text: text.isascii() and not text.endswith("\n"))
+        ascii_alone = st.characters(codec="ascii")
+        matching = st.from_regex(bounds["pattern"], fullmatch=True, alphabet=ascii_alone)
+        drawn = matching.filter(lambda text: not text.endswith("\n"))
     else:
         drawn = st.text(st.characters(exclude_categories=["Cs"]), min_size=bounds.get("min_length", 0))
     return st.none() | drawn if type(None) in get_args(field.annotation) else drawn
