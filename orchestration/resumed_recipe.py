@@ -8,7 +8,7 @@ from orchestration.config import Recipe
 
 MAY_CHANGE = re.compile(
     r"rollout\.(workers|autoscale)\b|rewards\.\d+\.replicas$|reference\.replicas$|.*\bresources\."
-    r"|(deadlines|faults|metrics)\.|trainer\.(checkpoint_every|keep_checkpoints|save_model)$"
+    r"|(cluster|deadlines|faults|metrics)\.|trainer\.(checkpoint_every|keep_checkpoints|save_model)$"
 )
 
 

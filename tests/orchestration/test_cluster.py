@@ -7,8 +7,8 @@ import pytest
 
 from core.errors import UserError, WorkerError
 from orchestration import cluster
-from orchestration.cluster import workers_of
 from orchestration.config import Recipe
+from orchestration.placement import workers_of
 from orchestration.recipe import load_recipe
 from tests.fakes import run_virtually
 

@@ -1,0 +1,175 @@
+"""A recipe as a RayJob of KubeRay v1.7, with everything around it. Pure: the same in, the same out.
+
+head      1 pod    Ray's head, its autoscaler, the driver; no worker
+learner   1 pod    learner ranks and rollout workers: weights move through this pod's shared memory
+rollout   0 to M   what may be on any node; with `spot`, a second such group on spot nodes comes first
+"""
+
+from typing import Any
+
+from orchestration.config import Recipe
+from orchestration.placement import workers_of
+from orchestration.rendering.documents import Document
+from orchestration.rendering.network import network_policies
+from orchestration.rendering.pods import RECIPE_FOLDER, RUNS, labels, pod
+from orchestration.rendering.values import Values, completed, is_fixed, ray_cpus, with_autoscale
+from orchestration.recipe_text import resolved_toml
+
+RECIPE_FILE = "recipe.toml"
+PENDING_S = 3600
+"""For nodes to be found: then the job fails rather than waits for ever."""
+KEEP_FAILED_S = 600
+"""That the cluster of a failed job stays, for who wants to look at its logs."""
+SPOT_PRIORITY = 10
+"""Above the 0 of on-demand groups."""
+
+
+def manifests(recipe: Recipe, values: Values) -> list[Document]:
+    """Every object, in the order in which they are needed."""
+    full = completed(values, recipe)
+    documents = [_recipe(recipe, full), _claim(full), *network_policies(full), _job(recipe, full)]
+    return [*documents, _pod_monitor(full)] if full.pod_monitor else documents
+
+
+def entrypoint(values: Values) -> str:
+    """What the driver runs: the same for the first try and for those after it."""
+    return f"leash train {RECIPE_FOLDER}/{RECIPE_FILE} --run {RUNS}/{values.name} --resume-or-start"
+
+
+def _recipe(recipe: Recipe, values: Values) -> Document:
+    document = _object("v1", "ConfigMap", f"{values.name}-recipe", values)
+    return document | {"data": {RECIPE_FILE: resolved_toml(_deployed(recipe, values))}}
+
+
+def _deployed(recipe: Recipe, values: Values) -> Recipe:
+    """The recipe as it runs there: /metrics where Prometheus reaches it, nodes that come when they are needed,
+    checkpoints for retries. Nothing of it changes what the run computes."""
+    changes: dict[str, dict[str, object]] = {
+        "metrics": {"host": "0.0.0.0", "port": values.metrics_port},
+        "cluster": {"autoscaling": True},
+        "trainer": {"checkpoint_every": recipe.trainer.checkpoint_every or values.checkpoint_every},
+        "deadlines": {"start_s": max(recipe.deadlines.start_s, values.start_s)},
+    }
+    sections = {name: getattr(recipe, name).model_copy(update=keys) for name, keys in changes.items()}
+    return recipe.model_copy(update=sections)
+
+
+def _claim(values: Values) -> Document:
+    volume = values.run_volume
+    storage_class = {"storageClassName": volume.storage_class} if volume.storage_class else {}
+    return _object("v1", "PersistentVolumeClaim", f"{values.name}-runs", values) | {
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            **storage_class,
+            "resources": {"requests": {"storage": f"{volume.size_gib}Gi"}},
+        }
+    }
+
+
+def _job(recipe: Recipe, values: Values) -> Document:
+    return _object("ray.io/v1", "RayJob", str(values.name), values) | {
+        "spec": {
+            "entrypoint": entrypoint(values),
+            "submissionMode": "SidecarMode",
+            "backoffLimit": values.retries,
+            "preRunningDeadlineSeconds": PENDING_S,
+            "deletionStrategy": {
+                "deletionRules": [
+                    {"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": 0}},
+                    {
+                        "policy": "DeleteCluster",
+                        "condition": {"jobStatus": "FAILED", "ttlSeconds": KEEP_FAILED_S},
+                    },
+                    {
+                        "policy": "DeleteCluster",
+                        "condition": {"jobDeploymentStatus": "Failed", "ttlSeconds": KEEP_FAILED_S},
+                    },
+                ]
+            },
+            "rayClusterSpec": _cluster(recipe, values),
+        }
+    }
+
+
+def _cluster(recipe: Recipe, values: Values) -> Document:
+    return {
+        "rayVersion": values.ray_version,
+        "authOptions": {"mode": "token"},
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {
+            "version": "v2",
+            "idleTimeoutSeconds": values.rollout.idle_timeout_s,
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            "resources": {
+                "requests": {"cpu": "500m", "memory": "1Gi"},
+                "limits": {"cpu": "500m", "memory": "1Gi"},
+            },
+        },
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": "0"},
+            "template": pod(values, "head", values.head),
+        },
+        "workerGroupSpecs": [_learner_group(recipe, values), *_rollout_groups(recipe, values)],
+    }
+
+
+def _learner_group(recipe: Recipe, values: Values) -> Document:
+    fixed = with_autoscale(recipe, [worker for worker in workers_of(recipe) if is_fixed(worker)])
+    return {
+        "groupName": "learner",
+        "replicas": 1,
+        "minReplicas": 1,
+        "maxReplicas": 1,
+        "rayStartParams": {"num-cpus": str(ray_cpus(fixed))},
+        "template": pod(values, "learner", values.learner),
+    }
+
+
+def _rollout_groups(recipe: Recipe, values: Values) -> list[Document]:
+    size = values.rollout
+    kinds = {worker.kind: worker for worker in workers_of(recipe) if not is_fixed(worker)}
+
+    def group(name: str, priority: int, **more: Any) -> Document:
+        return {
+            "groupName": name,
+            "replicas": 0,
+            "minReplicas": 0,
+            "maxReplicas": size.max_replicas,
+            "idleTimeoutSeconds": size.idle_timeout_s,
+            "priority": priority,
+            "rayStartParams": {"num-cpus": str(ray_cpus(list(kinds.values())))},
+            "template": pod(values, "rollout", size, **more),
+        }
+
+    on_demand = group("rollout", 0)
+    if not size.spot:
+        return [on_demand]
+    tolerations = [
+        {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"}
+        for key, value in size.spot_selector.items()
+    ]
+    selector = size.node_selector | size.spot_selector
+    return [group("rollout-spot", SPOT_PRIORITY, nodeSelector=selector, tolerations=tolerations), on_demand]
+
+
+def _pod_monitor(values: Values) -> Document:
+    ports = ["metrics", "run-metrics", "as-metrics", "dash-metrics"]
+    relabelings = [
+        {"sourceLabels": [f"__meta_kubernetes_pod_label_{label}"], "targetLabel": target}
+        for label, target in (("ray_io_cluster", "ray_io_cluster"), ("ray_io_group", "ray_io_group"))
+    ]
+    return _object("monitoring.coreos.com/v1", "PodMonitor", str(values.name), values) | {
+        "spec": {
+            "selector": {"matchLabels": _instance(values)},
+            "podMetricsEndpoints": [{"port": port, "relabelings": relabelings} for port in ports],
+        }
+    }
+
+
+def _instance(values: Values) -> dict[str, str]:
+    return {"app.kubernetes.io/instance": str(values.name)}
+
+
+def _object(version: str, kind: str, name: str, values: Values) -> Document:
+    metadata = {"name": name, "namespace": values.namespace, "labels": labels(values, "job")}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata}
