@@ -56,14 +56,13 @@ def differences(own: Versions, by_node: Mapping[str, Versions]) -> Iterator[str]
 
 
 def _comparable(found: Versions) -> dict[str, str]:
-    """Without what may differ between a CPU node and a GPU node of one version: torch's +cpu, vLLM's package name."""
+    """Without what may differ between a CPU and a GPU node: torch's +cpu, and the name of vLLM's package."""
     return {library.removesuffix("-cpu"): version.partition("+")[0] for library, version in found.items()}
 
 
-def _answer(node: str, reference: "ray.ObjectRef[dict[str, str]]") -> Versions:
+def _answer(node: str, reference: "ray.ObjectRef[dict[str, str]]") -> dict[str, str]:
     try:
-        found: Versions = ray.get(reference, timeout=DEADLINE_S)
-        return found
+        return ray.get(reference, timeout=DEADLINE_S)
     except GetTimeoutError:
         raise WorkerError(f"node {node} did not say its versions within {DEADLINE_S:g} s") from None
     except RayError as error:

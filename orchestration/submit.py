@@ -10,12 +10,11 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from core.errors import UserError, WorkerError
-from orchestration.config import Recipe
 from orchestration.recipe import load_recipe
 from orchestration.recipe_files import find_recipe
 from orchestration.run_commands import AddCommand
@@ -40,8 +39,8 @@ class JobInfo(Protocol):
 
 
 class JobClient(Protocol):
-    """What is used of Ray's `JobSubmissionClient`. All methods raise `RuntimeError` or `OSError` if the cluster does
-    not answer, or refuses."""
+    """What is used of Ray's `JobSubmissionClient`. Each method raises `RuntimeError` or `OSError` if the cluster
+    does not answer, or refuses."""
 
     def submit_job(self, *, entrypoint: str, runtime_env: dict[str, Any]) -> str:
         """The job's id."""
@@ -168,7 +167,7 @@ def _connect(address: str) -> JobClient:
     from aiohttp import ClientError
     from ray.job_submission import JobSubmissionClient
 
-    class Client(JobSubmissionClient):  # type: ignore[misc]
+    class Client(JobSubmissionClient):
         """With the errors that `JobClient` promises."""
 
         async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:

@@ -51,8 +51,8 @@ def _require_small(folder: Path, include: Sequence[Path]) -> None:
         named = ", ".join(map(str, include))
         raise UserError(
             f"--include {named}: a job brings at most {MAX_BYTES / 2**20:g} MiB along, and this is "
-            f"{total / 2**20:.1f} MiB, most of it {largest.name} ({sizes[largest] / 2**20:.1f} MiB); put models and "
-            "data on storage that all nodes share, and name them in the recipe by their path there"
+            f"{total / 2**20:.1f} MiB, most of it {largest.name} ({sizes[largest] / 2**20:.1f} MiB); put models "
+            "and data on storage that all nodes share, and name them in the recipe by their path there"
         )
 
 

@@ -8,12 +8,11 @@ rollout   0 to M   what may be on any node; with `spot`, a second such group on 
 from typing import Any
 
 from orchestration.config import Recipe
-from orchestration.placement import workers_of
+from orchestration.recipe_text import resolved_toml
 from orchestration.rendering.documents import Document
 from orchestration.rendering.network import network_policies
 from orchestration.rendering.pods import RECIPE_FOLDER, RUNS, labels, pod
-from orchestration.rendering.values import Values, completed, is_fixed, ray_cpus, with_autoscale
-from orchestration.recipe_text import resolved_toml
+from orchestration.rendering.values import PodSize, Values, completed
 
 RECIPE_FILE = "recipe.toml"
 PENDING_S = 3600
@@ -27,31 +26,30 @@ SPOT_PRIORITY = 10
 def manifests(recipe: Recipe, values: Values) -> list[Document]:
     """Every object, in the order in which they are needed."""
     full = completed(values, recipe)
-    documents = [_recipe(recipe, full), _claim(full), *network_policies(full), _job(recipe, full)]
+    documents = [_recipe(recipe, full), _claim(full), *network_policies(full), _job(full)]
     return [*documents, _pod_monitor(full)] if full.pod_monitor else documents
 
 
 def entrypoint(values: Values) -> str:
-    """What the driver runs: the same for the first try and for those after it."""
-    return f"leash train {RECIPE_FOLDER}/{RECIPE_FILE} --run {RUNS}/{values.name} --resume-or-start"
+    """What the driver runs: the same for the first try and for those after it.
+
+    The overrides are what differs there, none of it what the run computes: /metrics where Prometheus reaches it,
+    nodes that come when they are needed, checkpoints for retries.
+    """
+    overrides = {
+        "metrics.host": "0.0.0.0",
+        "metrics.port": values.metrics_port,
+        "cluster.autoscaling": "true",
+        "trainer.checkpoint_every": values.checkpoint_every,
+        "deadlines.start_s": values.start_s,
+    }
+    words = ["leash", "train", f"{RECIPE_FOLDER}/{RECIPE_FILE}", "--run", f"{RUNS}/{values.name}"]
+    return " ".join([*words, "--resume-or-start", *(f"{key}={value}" for key, value in overrides.items())])
 
 
 def _recipe(recipe: Recipe, values: Values) -> Document:
     document = _object("v1", "ConfigMap", f"{values.name}-recipe", values)
-    return document | {"data": {RECIPE_FILE: resolved_toml(_deployed(recipe, values))}}
-
-
-def _deployed(recipe: Recipe, values: Values) -> Recipe:
-    """The recipe as it runs there: /metrics where Prometheus reaches it, nodes that come when they are needed,
-    checkpoints for retries. Nothing of it changes what the run computes."""
-    changes: dict[str, dict[str, object]] = {
-        "metrics": {"host": "0.0.0.0", "port": values.metrics_port},
-        "cluster": {"autoscaling": True},
-        "trainer": {"checkpoint_every": recipe.trainer.checkpoint_every or values.checkpoint_every},
-        "deadlines": {"start_s": max(recipe.deadlines.start_s, values.start_s)},
-    }
-    sections = {name: getattr(recipe, name).model_copy(update=keys) for name, keys in changes.items()}
-    return recipe.model_copy(update=sections)
+    return document | {"data": {RECIPE_FILE: resolved_toml(recipe)}}
 
 
 def _claim(values: Values) -> Document:
@@ -66,7 +64,7 @@ def _claim(values: Values) -> Document:
     }
 
 
-def _job(recipe: Recipe, values: Values) -> Document:
+def _job(values: Values) -> Document:
     return _object("ray.io/v1", "RayJob", str(values.name), values) | {
         "spec": {
             "entrypoint": entrypoint(values),
@@ -86,12 +84,12 @@ def _job(recipe: Recipe, values: Values) -> Document:
                     },
                 ]
             },
-            "rayClusterSpec": _cluster(recipe, values),
+            "rayClusterSpec": _cluster(values),
         }
     }
 
 
-def _cluster(recipe: Recipe, values: Values) -> Document:
+def _cluster(values: Values) -> Document:
     return {
         "rayVersion": values.ray_version,
         "authOptions": {"mode": "token"},
@@ -106,28 +104,26 @@ def _cluster(recipe: Recipe, values: Values) -> Document:
             },
         },
         "headGroupSpec": {
-            "rayStartParams": {"num-cpus": "0"},
+            "rayStartParams": _start(values.head),
             "template": pod(values, "head", values.head),
         },
-        "workerGroupSpecs": [_learner_group(recipe, values), *_rollout_groups(recipe, values)],
+        "workerGroupSpecs": [_learner_group(values), *_rollout_groups(values)],
     }
 
 
-def _learner_group(recipe: Recipe, values: Values) -> Document:
-    fixed = with_autoscale(recipe, [worker for worker in workers_of(recipe) if is_fixed(worker)])
+def _learner_group(values: Values) -> Document:
     return {
         "groupName": "learner",
         "replicas": 1,
         "minReplicas": 1,
         "maxReplicas": 1,
-        "rayStartParams": {"num-cpus": str(ray_cpus(fixed))},
+        "rayStartParams": _start(values.learner),
         "template": pod(values, "learner", values.learner),
     }
 
 
-def _rollout_groups(recipe: Recipe, values: Values) -> list[Document]:
+def _rollout_groups(values: Values) -> list[Document]:
     size = values.rollout
-    kinds = {worker.kind: worker for worker in workers_of(recipe) if not is_fixed(worker)}
 
     def group(name: str, priority: int, **more: Any) -> Document:
         return {
@@ -137,7 +133,7 @@ def _rollout_groups(recipe: Recipe, values: Values) -> list[Document]:
             "maxReplicas": size.max_replicas,
             "idleTimeoutSeconds": size.idle_timeout_s,
             "priority": priority,
-            "rayStartParams": {"num-cpus": str(ray_cpus(list(kinds.values())))},
+            "rayStartParams": _start(size),
             "template": pod(values, "rollout", size, **more),
         }
 
@@ -150,6 +146,11 @@ def _rollout_groups(recipe: Recipe, values: Values) -> list[Document]:
     ]
     selector = size.node_selector | size.spot_selector
     return [group("rollout-spot", SPOT_PRIORITY, nodeSelector=selector, tolerations=tolerations), on_demand]
+
+
+def _start(size: PodSize) -> dict[str, str]:
+    """Of `ray start`. Left to itself, Ray would hand out every core of the pod."""
+    return {"num-cpus": str(size.ray_cpus)}
 
 
 def _pod_monitor(values: Values) -> Document:

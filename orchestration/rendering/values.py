@@ -4,7 +4,7 @@ import math
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
@@ -24,16 +24,21 @@ class PodSize(Section):
     """CPU cores; left out: enough for the threads of all workers that the group is for."""
     gpus: int | None = Field(default=None, ge=0)
     """NVIDIA GPUs; left out: what the workers ask for."""
+    ray_cpus: int | None = Field(default=None, ge=0)
+    """CPUs that Ray hands out there; left out: what the group's workers ask for, so that others do not crowd in."""
     memory_gib: int = Field(default=16, ge=1)
     """Memory, shared memory included; `leash plan` says what a recipe takes."""
     shared_memory_gib: int = Field(default=4, ge=1)
     """Of that, for /dev/shm: Ray's objects, and on the learner's node one copy of the weights."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default={})
     """Labels of the nodes that the pods may run on."""
 
 
+PodSizeT = TypeVar("PodSizeT", bound=PodSize)
+
+
 class RolloutGroup(PodSize):
-    """The group that scales from 0: for workers that may be on any node, today reference scorers and reward servers."""
+    """The group that scales from 0: for who may be on any node, today reference scorers and reward servers."""
 
     max_replicas: int | None = Field(default=None, ge=0)
     """Most pods; left out: one for each replica of the most replicated worker."""
@@ -41,7 +46,7 @@ class RolloutGroup(PodSize):
     """Seconds without a worker after which a pod is given back."""
     spot: bool = False
     """Try pods on spot nodes first, and on-demand nodes when there are none."""
-    spot_selector: dict[str, str] = {"node-lifecycle": "spot"}
+    spot_selector: dict[str, str] = Field(default={"node-lifecycle": "spot"})
     """Labels of spot nodes; they are taken to carry taints of the same keys and values."""
 
 
@@ -69,9 +74,9 @@ class Values(Section):
     """Times that the job goes on from its last checkpoint on a new Ray cluster."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints if the recipe makes none on the way: what a retry may lose."""
-    start_s: float = Field(default=1800, gt=0)
+    start_s: int = Field(default=1800, ge=1)
     """Longest wait for a worker, that for its node included, unless the recipe waits longer."""
-    head: PodSize = PodSize(cpus=2, gpus=0, memory_gib=8, shared_memory_gib=1)
+    head: PodSize = PodSize(cpus=2, gpus=0, ray_cpus=0, memory_gib=8, shared_memory_gib=1)
     """The pod of Ray's head and of the driver; no worker runs there."""
     learner: PodSize = PodSize()
     """The one pod of the learner and, because weights move through its shared memory, all rollout workers."""
@@ -116,6 +121,8 @@ def completed(values: Values, recipe: Recipe) -> Values:
     return values.model_copy(
         update={
             "name": values.name or recipe.name,
+            "checkpoint_every": recipe.trainer.checkpoint_every or values.checkpoint_every,
+            "start_s": max(math.ceil(recipe.deadlines.start_s), values.start_s),
             "ray_version": values.ray_version or _installed("ray"),
             "learner": _sized(values.learner, with_autoscale(recipe, fixed)),
             "rollout": _sized(rollout, one_each).model_copy(
@@ -142,19 +149,14 @@ def with_autoscale(recipe: Recipe, workers: list[Worker]) -> list[Worker]:
     return workers + more
 
 
-def ray_cpus(workers: list[Worker]) -> int:
-    """What Ray may hand out on a pod for these workers: no more, so that others do not take their place."""
-    return max(1, math.ceil(sum(worker.resources.num_cpus for worker in workers)))
-
-
-def _sized(size: PodSize, workers: list[Worker]) -> PodSize:
+def _sized(given: PodSizeT, workers: list[Worker]) -> PodSizeT:
+    """With a pod's size for these workers, where none is given."""
     cpus = sum(max(math.ceil(worker.resources.num_cpus), worker.resources.threads) for worker in workers)
     gpus = math.ceil(sum(worker.resources.num_gpus for worker in workers))
-    return size.model_copy(
-        update={
-            "cpus": size.cpus if size.cpus is not None else max(1, cpus),
-            "gpus": size.gpus if size.gpus is not None else gpus,
-        }
+    asked_cpus = math.ceil(sum(worker.resources.num_cpus for worker in workers))
+    sizes = {"cpus": max(1, cpus), "gpus": gpus, "ray_cpus": max(1, asked_cpus)}
+    return given.model_copy(
+        update={name: size for name, size in sizes.items() if getattr(given, name) is None}
     )
 
 
