@@ -3,6 +3,7 @@
 Rules over the finished documents, so that overlays and edits by hand are held to them as well.
 """
 
+import math
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -95,13 +96,16 @@ def _pod_problems(name: str, spec: Document) -> Iterator[str]:
             yield f"{where}: limits and requests differ; Kubernetes evicts such a pod first"
         if container.get("securityContext", {}).get("allowPrivilegeEscalation") is not False:
             yield f"{where}: may gain privileges; set allowPrivilegeEscalation to false"
+        memory_gib = _gib(resources.get("limits", {}).get("memory", "0Gi"))
+        if memory_gib is None:
+            yield f"{where}: memory {resources['limits']['memory']}: write it in Gi, as in 16Gi"
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         if mounts.get(RUNS) not in claims:
             yield f"{where}: does not mount the run volume at {RUNS}"
         shared = memory.get(mounts.get("/dev/shm", ""), {})
         if shared.get("medium") != "Memory" or "sizeLimit" not in shared:
             yield f"{where}: has no sized shared memory at /dev/shm; weights and Ray's objects move through it"
-        elif _gib(shared["sizeLimit"]) > _gib(resources.get("limits", {}).get("memory", "0Gi")):
+        elif (_gib(shared["sizeLimit"]) or math.inf) > (memory_gib or math.inf):
             yield f"{where}: its shared memory is larger than its memory"
 
 
@@ -171,9 +175,10 @@ def _fits(worker: Worker, room: Room) -> bool:
     return cpus <= room[0] + 1e-6 and gpus <= room[1] + 1e-6
 
 
-def _gib(quantity: str) -> float:
-    assert quantity.endswith("Gi"), f"{quantity}: Leash writes memory in Gi"
-    return float(quantity.removesuffix("Gi"))
+def _gib(quantity: str) -> float | None:
+    """Of a quantity in Gi; None if it is in another unit, or no quantity."""
+    number = quantity.removesuffix("Gi")
+    return float(number) if quantity.endswith("Gi") and number.isdecimal() else None
 
 
 def _selects(selector: Document, labels: dict[str, str]) -> bool:

@@ -1,17 +1,18 @@
-"""Files in `deploy/` that are made from the code. `python -m tests.deploy.golden` writes them anew; a test compares.
+"""Files in `deploy/` that are made from the code, as they were reviewed: a test compares.
 
-In them `leash render kuberay movie-reviews` is kept as it was reviewed: a change of it shows up as a difference.
+After a wanted change: python -m tests.deploy.golden
 """
 
 import json
 from pathlib import Path
+
+from pydantic import Field
 
 from orchestration.recipe import load_recipe
 from orchestration.recipe_files import find_recipe
 from orchestration.rendering.documents import Document, to_yaml
 from orchestration.rendering.kuberay import manifests
 from orchestration.rendering.values import RolloutGroup, Values, completed
-from pydantic import Field
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RECIPE = load_recipe(find_recipe("movie-reviews"))
