@@ -6,6 +6,7 @@ The door to Ray's Jobs API.
 
 import argparse
 import asyncio
+import secrets
 import shlex
 import sys
 import tempfile
@@ -26,6 +27,8 @@ INTERRUPTED = 130
 _POLL_S = 1.0
 _LOST_AFTER_S = 300.0
 """A cluster that has not answered for so long is taken for gone."""
+_TAKES_JOBS_S = 60.0
+"""After which a cluster that takes no job is given up."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -42,8 +45,8 @@ class JobClient(Protocol):
     """What is used of Ray's `JobSubmissionClient`. Each method raises `RuntimeError` or `OSError` if the cluster
     does not answer, or refuses."""
 
-    def submit_job(self, *, entrypoint: str, runtime_env: dict[str, Any]) -> str:
-        """The job's id."""
+    def submit_job(self, *, entrypoint: str, submission_id: str, runtime_env: dict[str, Any]) -> str:
+        """The job's id, which is `submission_id`."""
 
     def get_job_info(self, job_id: str) -> JobInfo: ...
 
@@ -114,7 +117,7 @@ def run_job(
     `write` gets the job's log, `say` what this process has to say. Raises `WorkerError` if the cluster is gone.
     """
     for attempt in range(retries + 1):
-        job = client.submit_job(entrypoint=command, runtime_env={"working_dir": str(folder)})
+        job = _submitted(client, folder, command)
         say(f"submitted {job}; {_by_hand(job, address)}")
         try:
             info = _followed(client, job, write)
@@ -147,7 +150,7 @@ def _submit(args: argparse.Namespace) -> int:
 def _run(client: JobClient, folder: Path, args: argparse.Namespace) -> int:
     command = entrypoint(args.run)
     if args.no_wait:
-        job = client.submit_job(entrypoint=command, runtime_env={"working_dir": str(folder)})
+        job = _submitted(client, folder, command)
         print(job)
         _say(_by_hand(job, args.address))
         return 0
@@ -185,6 +188,32 @@ def _connect(address: str) -> JobClient:
             "http://head:8265, and its token in RAY_AUTH_TOKEN_PATH"
         ) from error
     return client
+
+
+def _submitted(client: JobClient, folder: Path, command: str) -> str:
+    """The id of a new job. A cluster that has just started takes none for some seconds; tried again under the same
+    id, a job whose answer was lost on the way is not started twice."""
+    job = f"leash-{secrets.token_hex(6)}"
+    give_up = time.monotonic() + _TAKES_JOBS_S
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=command, submission_id=job, runtime_env={"working_dir": str(folder)}
+            )
+        except (RuntimeError, OSError) as error:
+            if _is_known(client, job):
+                return job
+            if time.monotonic() > give_up:
+                raise WorkerError(f"the cluster takes no job: {error}") from error
+        time.sleep(_POLL_S)
+
+
+def _is_known(client: JobClient, job: str) -> bool:
+    try:
+        client.get_job_info(job)
+    except (RuntimeError, OSError):
+        return False
+    return True
 
 
 def _followed(client: JobClient, job: str, write: Callable[[str], object]) -> JobInfo:

@@ -2,6 +2,7 @@
 
 import socket
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.end_to_end.leash_process import BIN, LeashProcess
@@ -53,16 +54,16 @@ class RayCluster:
             node.kill()
         self._home.cleanup()
 
-    def add_node(self, *, num_cpus: int) -> LeashProcess:
+    def add_node(self, *, num_cpus: int, environment: Mapping[str, str] | None = None) -> LeashProcess:
         """One more node. Returns once it has joined."""
-        node = self._start(f"--address={self.address}", f"--num-cpus={num_cpus}")
+        node = self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", environment=environment)
         node.wait_until(lambda: "Ray runtime started" in node.output, START_S)
         return node
 
-    def _start(self, *options: str) -> LeashProcess:
+    def _start(self, *options: str, environment: Mapping[str, str] | None = None) -> LeashProcess:
         command = [str(BIN / "ray"), "start", "--block", "--object-store-memory=200000000", *options]
         log = self._logs / f"node-{len(self.nodes)}.log"
-        self.nodes.append(LeashProcess(command, log, environment=self.settings))
+        self.nodes.append(LeashProcess(command, log, environment={**self.settings, **(environment or {})}))
         return self.nodes[-1]
 
 
