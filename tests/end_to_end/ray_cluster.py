@@ -61,7 +61,9 @@ class RayCluster:
         return node
 
     def _start(self, *options: str, environment: Mapping[str, str] | None = None) -> LeashProcess:
-        command = [str(BIN / "ray"), "start", "--block", "--object-store-memory=200000000", *options]
+        # Ray's own choice is taken where another Ray runs, and without this port a node takes no jobs.
+        agent = f"--dashboard-agent-listen-port={free_port()}"
+        command = [str(BIN / "ray"), "start", "--block", "--object-store-memory=200000000", agent, *options]
         log = self._logs / f"node-{len(self.nodes)}.log"
         self.nodes.append(LeashProcess(command, log, environment={**self.settings, **(environment or {})}))
         return self.nodes[-1]
