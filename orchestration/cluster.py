@@ -104,10 +104,7 @@ async def started(
 
     Raises `UserError` if the cluster is too small, `WorkerError` naming the worker that does not come up.
     """
-    plan = workers_of(recipe)
-    _require_room(
-        [worker for worker in plan if worker.kind == "learner"] if recipe.cluster.autoscaling else plan
-    )
+    _require_room(_needed_at_once(recipe))
     async with _placed_learner(recipe, inputs) as (learner, node):
         workers = _fleets(recipe, learner, node, inputs, on_event)
         try:
@@ -151,6 +148,12 @@ async def _placed_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[tu
         await learner.close()
     finally:
         remove_placement_group(group)
+
+
+def _needed_at_once(recipe: Recipe) -> list[Worker]:
+    """Who must fit the cluster as it is: for others than the learner, an autoscaler adds nodes."""
+    plan = workers_of(recipe)
+    return [worker for worker in plan if worker.kind == "learner"] if recipe.cluster.autoscaling else plan
 
 
 def _require_room(plan: list[Worker]) -> None:

@@ -25,7 +25,7 @@ def require_same_versions() -> None:
         return
     ask = ray.remote(versions).options
     answers = {
-        node["NodeManagerAddress"]: ask(
+        f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}": ask(
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),

@@ -7,7 +7,7 @@ from pathlib import Path
 from core.errors import UserError
 from orchestration.recipe import load_recipe
 from orchestration.recipe_files import find_recipe
-from orchestration.rendering.values import Values, completed, read_values
+from orchestration.rendering.values import completed, read_values
 from orchestration.run_commands import AddCommand
 
 
@@ -31,8 +31,7 @@ def _kuberay(args: argparse.Namespace) -> None:
     from orchestration.rendering.rules import problems
 
     recipe = load_recipe(find_recipe(args.recipe), args.overrides)
-    given = {name: value for name in ("image", "namespace") if (value := getattr(args, name))}
-    values = Values.model_validate(read_values(args.values).model_dump() | given)
+    values = read_values(args.values, image=args.image, namespace=args.namespace)
     documents = manifests(recipe, values)
     found = problems(documents, ray_version=completed(values, recipe).ray_version)
     if found:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
 
 from core.config import Section
 from core.errors import UserError
@@ -92,22 +93,27 @@ class Values(Section):
     """Add a PodMonitor, for clusters with the Prometheus operator."""
 
 
-def read_values(file: Path | None) -> Values:
-    """Values from a TOML file, or the defaults. Raises `UserError` with a line for every problem."""
-    if file is None:
-        return Values()
+def read_values(file: Path | None, **options: str | None) -> Values:
+    """Values from a TOML file, or the defaults, under those of the command line. Raises `UserError` with a line for
+    every problem."""
     try:
-        return Values.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+        table = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
     except OSError as error:
         raise UserError(f"--values {file}: cannot be read ({error.strerror}); name a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--values {file}: not valid TOML: {error}; correct that place") from error
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return Values.model_validate(table | given)
     except ValidationError as error:
-        lines = [
-            f"--values {file}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-            for problem in error.errors(include_url=False)
-        ]
-        raise UserError("\n".join(lines)) from error
+        problems = error.errors(include_url=False)
+        raise UserError("\n".join(_problem(file, given, problem) for problem in problems)) from error
+
+
+def _problem(file: Path | None, options: dict[str, str], problem: ErrorDetails) -> str:
+    name = ".".join(map(str, problem["loc"]))
+    where = f"--{name} {options[name]}" if name in options else f"--values {file}: {name}"
+    return f"{where}: {problem['msg']}"
 
 
 def completed(values: Values, recipe: Recipe) -> Values:

@@ -21,7 +21,8 @@ def built(folder: Path) -> list[Document]:
         targets = [document for document in documents if document["kind"] == patch["target"]["kind"]]
         assert targets, f"{folder}: nothing is a {patch['target']['kind']}"
         for target in targets:
-            for operation in from_yaml(patch["patch"])[0]:
+            operations: Any = from_yaml(patch["patch"])[0]
+            for operation in operations:
                 _apply(target, operation)
     return documents
 

@@ -105,7 +105,7 @@ PLANTED: list[tuple[Plant, str]] = [
     ),
     (lambda found: cluster_of(found).pop("authOptions"), "set authOptions.mode to token"),
     (
-        lambda found: pod_of(found, "rollout") and found.remove(kind_of(found, "NetworkPolicy")),
+        lambda found: kind_of(found, "NetworkPolicy").update(kind="Ingress"),
         "head: no network policy covers its pods",
     ),
     (

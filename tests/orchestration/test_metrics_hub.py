@@ -1,6 +1,7 @@
 """The hub, asked over HTTP as Prometheus would, and its file of JSON lines."""
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
@@ -124,3 +125,15 @@ def test_steps_are_json_lines_also_after_a_write_that_was_cut_off(hub: MetricsHu
     assert json.loads(first) == {"step": 1, "reward": None, "rewards": {"vader": None, "m": 0.5}}
     assert json.loads(second) == {"step": 2, "reward": 1.25}
     assert json.loads(third) == {"step": 3, "reward": 1.5}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
+def test_the_endpoint_listens_where_it_is_told(host: str) -> None:
+    hub = MetricsHub(0, host)
+    try:
+        assert hub.url is not None
+        assert hub.url.startswith(f"http://{host}:")
+        with urllib.request.urlopen(hub.url, timeout=10) as response:
+            assert response.status == 200
+    finally:
+        hub.close()
