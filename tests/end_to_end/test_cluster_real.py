@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestration import submit
-from orchestration.submit import run_job
+from orchestration.jobs import run_job
 from tests.end_to_end.leash_process import LeashProcess
 from tests.end_to_end.ray_cluster import RayCluster
 from tests.orchestration.job_client import check_contract

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestration.submit import ENDED, JobClient
+from orchestration.jobs import ENDED, JobClient
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`leash submit` over a cluster in memory; `test_submit_real.py` holds the same contract against Ray's."""
+"""`leash submit` over a cluster in memory; `test_cluster_real.py` holds Ray's to the same contract."""
 
 import itertools
 from pathlib import Path
@@ -8,9 +8,11 @@ import pytest
 
 from core.errors import UserError, WorkerError
 from orchestration import cli, submit
+from orchestration import jobs as jobs_module
+from orchestration.jobs import run_job
 from orchestration.recipe import load_recipe
 from orchestration.recipe_files import find_recipe
-from orchestration.submit import entrypoint, run_job
+from orchestration.submit import entrypoint
 from orchestration.working_directory import MAX_BYTES, pack
 from tests.orchestration.job_client import FakeInfo, FakeJobs, check_contract
 
@@ -22,7 +24,7 @@ RECIPE = load_recipe(find_recipe("movie-reviews"))
 @pytest.fixture(autouse=True)
 def _no_waiting_and_known_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = map(str, itertools.count(1))
-    monkeypatch.setattr(submit, "_POLL_S", 0.0)
+    monkeypatch.setattr(jobs_module, "_POLL_S", 0.0)
     monkeypatch.setattr("secrets.token_hex", lambda num_bytes: next(numbers))
 
 
@@ -107,7 +109,7 @@ def test_a_cluster_that_is_gone_is_given_up(tmp_path: Path, monkeypatch: pytest.
         def get_job_info(self, job_id: str) -> FakeInfo:
             raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(submit, "_LOST_AFTER_S", -1.0)
+    monkeypatch.setattr(jobs_module, "_LOST_AFTER_S", -1.0)
     with pytest.raises(WorkerError, match="the cluster of leash-1 has not answered for .*: no route to host"):
         followed(Gone([SUCCEEDED]), tmp_path)
 
@@ -143,7 +145,7 @@ def test_a_cluster_that_takes_no_job_is_given_up(tmp_path: Path, monkeypatch: py
         def submit_job(self, **options: Any) -> str:
             raise RuntimeError("no")
 
-    monkeypatch.setattr(submit, "_TAKES_JOBS_S", -1.0)
+    monkeypatch.setattr(jobs_module, "_TAKES_JOBS_S", -1.0)
     with pytest.raises(WorkerError, match="the cluster takes no job: no"):
         followed(Full([SUCCEEDED]), tmp_path)
 
