@@ -19,6 +19,8 @@ from orchestration.recipe_files import find_recipe
 from orchestration.recipe_text import describe
 from orchestration.render import add_render_commands
 from orchestration.run_commands import AddCommand, Command, add_run_commands
+from orchestration.run_folder import holds_run
+from orchestration.submit import add_submit_command
 
 _DESCRIPTION = """\
 Reinforcement learning from human feedback for language models, kept on a leash:
@@ -71,12 +73,14 @@ def _validate(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     recipe = _load(args)
-    if args.resume and args.run is None:
-        raise UserError("--resume: goes on with a run, so it needs its folder; add --run FOLDER")
+    if (args.resume or args.resume_or_start) and args.run is None:
+        option = "--resume" if args.resume else "--resume-or-start"
+        raise UserError(f"{option}: goes on with a run, so it needs its folder; add --run FOLDER")
+    resume = args.resume or (args.resume_or_start and holds_run(args.run))
     # Imports torch and Ray, seconds that whoever only asks for help or a check must not wait.
     from orchestration.run import train
 
-    train(recipe, run_folder=args.run, resume=args.resume, address=args.address)
+    train(recipe, run_folder=args.run, resume=resume, address=args.address)
 
 
 def _reward(args: argparse.Namespace) -> None:
@@ -149,6 +153,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_run_commands(add)
     add_render_commands(add)
     add_alarm_command(add)
+    add_submit_command(add)
     args, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
@@ -178,6 +183,11 @@ def _add_recipe_commands(add_command: AddCommand) -> None:
         "--run", metavar="FOLDER", type=Path, help="folder of the run; default: a new one in runs/"
     )
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --run")
+    train.add_argument(
+        "--resume-or-start",
+        action="store_true",
+        help="go on if --run holds a run, else start one there: for jobs that are tried again",
+    )
     train.add_argument(
         "--address", help="address of a running Ray cluster; default: one of its own, on this machine"
     )

@@ -35,6 +35,7 @@ from learner.worker import LearnerSetup
 from orchestration.adapter_reference import AdapterReference
 from orchestration.config import Recipe
 from orchestration.inputs import RunInputs
+from orchestration.node_versions import require_same_versions
 from orchestration.placement import Worker, workers_of
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -76,7 +77,10 @@ class Workers:
 
 @contextmanager
 def joined(address: str | None) -> Iterator[None]:
-    """A connection to Ray: to a running cluster, or to one of this process's own, which ends with it."""
+    """A connection to Ray: to a running cluster, or to one of this process's own, which ends with it.
+
+    Raises `UserError` if no cluster answers, or if its nodes run different versions.
+    """
     if address is None and "RAY_ADDRESS" not in os.environ:
         mask = os.umask(0o077)  # Ray writes its token file with the mask it finds
         try:
@@ -98,6 +102,7 @@ def joined(address: str | None) -> Iterator[None]:
                 f"no Ray cluster answers at {address or os.environ['RAY_ADDRESS']}: {error}"
             ) from error
     try:
+        require_same_versions()
         yield
     finally:
         ray.shutdown()
@@ -109,7 +114,7 @@ async def started(recipe: Recipe, inputs: RunInputs, watcher: Watcher) -> AsyncI
 
     Raises `UserError` if the cluster is too small, `WorkerError` naming the worker that does not come up.
     """
-    _require_room(workers_of(recipe))
+    _require_room(_needed_at_once(recipe))
     async with _placed_learner(recipe, inputs) as (learner, node):
         workers = _fleets(recipe, learner, node, inputs, watcher)
         try:
@@ -125,7 +130,7 @@ async def started(recipe: Recipe, inputs: RunInputs, watcher: Watcher) -> AsyncI
 @asynccontextmanager
 async def started_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[LearnerGroup]:
     """The learner without anybody else, up and loaded. It ends with the context. Raises as `started` does."""
-    _require_room([worker for worker in workers_of(recipe) if worker.name.startswith("learner-")])
+    _require_room([worker for worker in workers_of(recipe) if worker.kind == "learner"])
     async with _placed_learner(recipe, inputs) as (learner, _):
         await learner.start()
         yield learner
@@ -134,7 +139,7 @@ async def started_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[Le
 @asynccontextmanager
 async def _placed_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[tuple[LearnerGroup, str]]:
     """The learner's processes on their way, and Ray's id of their node."""
-    ranks = [worker for worker in workers_of(recipe) if worker.name.startswith("learner-")]
+    ranks = [worker for worker in workers_of(recipe) if worker.kind == "learner"]
     group = await _reserve(ranks, recipe.deadlines.start_s)
     learner = LearnerGroup(
         _learner_setup(recipe, inputs),
@@ -153,6 +158,12 @@ async def _placed_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[tu
         await learner.close()
     finally:
         remove_placement_group(group)
+
+
+def _needed_at_once(recipe: Recipe) -> list[Worker]:
+    """Who must fit the cluster as it is: for others than the learner, an autoscaler adds nodes."""
+    plan = workers_of(recipe)
+    return [worker for worker in plan if worker.kind == "learner"] if recipe.cluster.autoscaling else plan
 
 
 def _require_room(plan: list[Worker]) -> None:
@@ -278,7 +289,7 @@ def _value_model_path(recipe: Recipe, reward_paths: dict[str, Path]) -> Path | N
 
 def _size(recipe: Recipe, kind: str) -> int:
     """Workers of a kind that the recipe starts with."""
-    return sum(worker.name.rpartition("-")[0] == kind for worker in workers_of(recipe))
+    return sum(worker.kind == kind for worker in workers_of(recipe))
 
 
 def _node_of(group: PlacementGroup) -> str:

@@ -66,10 +66,19 @@ class WeightPushConfig(Section):
 class MetricsConfig(Section):
     """The run's Prometheus endpoint."""
 
+    host: str = "127.0.0.1"
+    """Address that /metrics listens on. It asks for no password: open it to others behind a network policy only."""
     port: int | None = Field(default=0, ge=0, le=65535)
-    """Port of /metrics on localhost; 0 picks a free one, and the run folder says which."""
+    """Port of /metrics; 0 picks a free one, and the run folder says which."""
     discovery_folder: str | None = None
     """Folder in which Prometheus finds the runs of this machine: each says its address there while it lives."""
+
+
+class ClusterConfig(Section):
+    """The Ray cluster that the run is on."""
+
+    autoscaling: bool = False
+    """It adds nodes when workers wait for room. Then only the learner must fit from the start."""
 
 
 class DeadlinesConfig(Section):
@@ -108,5 +117,6 @@ class Recipe(Section):
     alarm: AlarmConfig = AlarmConfig()
     metrics: MetricsConfig = MetricsConfig()
     trackers: TrackersConfig = TrackersConfig()
+    cluster: ClusterConfig = ClusterConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     faults: FaultsConfig = FaultsConfig()

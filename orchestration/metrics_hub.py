@@ -18,8 +18,8 @@ from core.worker_report import WorkerReport
 
 Family = TypeVar("Family", Counter, Gauge, Histogram)
 
-_HOST = "127.0.0.1"
-"""Nobody outside this machine is served: /metrics asks for no password."""
+LOCALHOST = "127.0.0.1"
+"""Where nobody outside this machine is served: /metrics asks for no password."""
 
 # Else every counter and histogram gets a second, undeclared series with the time it was created at.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -32,8 +32,9 @@ class MetricsHub:
     counters begin at zero. `ValueError` for a name or labels that `core/metrics/` does not declare.
     """
 
-    def __init__(self, port: int | None = 0) -> None:
-        """Serve on this port of localhost, 0 for a free one, None for none. `UserError` if it is taken."""
+    def __init__(self, port: int | None = 0, host: str = LOCALHOST) -> None:
+        """Serve on this port and address, 0 for a free port, None for none. `UserError` if it is taken."""
+        self._host = host
         self._registry = CollectorRegistry()
         self._families: dict[str, Counter | Gauge | Histogram] = {}
         self._totals: dict[tuple[str, ...], float] = {}
@@ -47,17 +48,17 @@ class MetricsHub:
         if port is not None:
             try:
                 self._server, self._thread = prometheus_client.start_http_server(
-                    port, addr=_HOST, registry=self._registry
+                    port, addr=host, registry=self._registry
                 )
             except OSError as error:
                 raise UserError(
-                    f"metrics.port = {port}: cannot be opened ({error.strerror}); set 0 for a free port"
+                    f"metrics.port = {port}: cannot be opened on {host} ({error.strerror}); set 0 for a free port"
                 ) from error
 
     @property
     def url(self) -> str | None:
         """Where the series are served, if they are."""
-        return f"http://{_HOST}:{self._server.server_port}/metrics" if self._server else None
+        return f"http://{self._host}:{self._server.server_port}/metrics" if self._server else None
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """The last value of a gauge."""

@@ -1,4 +1,4 @@
-"""Which processes a recipe runs, and what each asks of Ray. Knows no Ray: `leash plan` reads it, too."""
+"""Every process that a recipe runs, and what it asks of Ray. Knows no Ray."""
 
 from dataclasses import dataclass
 
@@ -12,6 +12,11 @@ class Worker:
 
     name: str
     resources: Resources
+
+    @property
+    def kind(self) -> str:
+        """learner, rollout, reference, or reward-NAME."""
+        return self.name.rpartition("-")[0]
 
     @property
     def bundle(self) -> dict[str, float]:

@@ -12,7 +12,8 @@ import yaml
 from core.errors import UserError
 from orchestration.monitoring.files import monitoring_files
 from orchestration.monitoring.page import metrics_page
-from orchestration.run_commands import AddCommand
+from orchestration.rendering.command import add_kuberay
+from orchestration.run_commands import AddCommand, Command
 from orchestration.run_folder import write_atomically
 
 _NOTE = "Written by `leash render {}`; changes made here are lost."
@@ -43,8 +44,15 @@ def add_render_commands(add_command: AddCommand) -> None:
     """To the `leash` command."""
     render = add_command("render", _render, "write files that follow from what the code declares")
     whats = render.add_subparsers(title="what to render", metavar="WHAT", dest="what", required=True)
+
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        added = whats.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(command=command)
+        return added
+
+    add_kuberay(add)
     for what, rendering in RENDERINGS.items():
-        parser = whats.add_parser(what, help=rendering.text, description=rendering.text, allow_abbrev=False)
+        parser = add(what, _render, rendering.text)
         parser.add_argument(
             "folder",
             metavar="FOLDER",

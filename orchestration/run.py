@@ -40,7 +40,7 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
         folder = RunFolder.create(recipe, run_folder)
     view = TerminalView()
     view.start(recipe.name, recipe.trainer.steps)
-    hub = MetricsHub(recipe.metrics.port)
+    hub = MetricsHub(recipe.metrics.port, recipe.metrics.host)
     write_atomically(folder.path / "metrics-url.txt", f"{hub.url}\n")
     view.note(f"run folder {folder.path}, metrics at {hub.url}")
     discovery = recipe.metrics.discovery_folder

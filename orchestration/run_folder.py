@@ -58,7 +58,7 @@ class RunFolder:
     def create(cls, recipe: Recipe, path: Path | None) -> "RunFolder":
         """A new folder, with the recipe and the versions in it. Raises `UserError` if there is a run in it."""
         path = path or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        if (path / "recipe.toml").exists():
+        if holds_run(path):
             raise UserError(
                 f"{path}: holds a run already. Add --resume to go on with it, or choose another --run."
             )
@@ -175,6 +175,11 @@ class RunFolder:
         kept = [record for record in records if record["step"] <= step]
         write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept))
         return kept
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a run was started in this folder."""
+    return (path / "recipe.toml").exists()
 
 
 def write_atomically(file: Path, text: str) -> None:

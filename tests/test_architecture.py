@@ -29,6 +29,8 @@ DOORS = {
         "actors/weight_relay.py",
         "learner/group.py",
         "orchestration/cluster.py",
+        "orchestration/node_versions.py",
+        "orchestration/submit.py",
     },
     "prometheus_client": {"orchestration/metrics_hub.py", "actors/engine_stats.py"},
     "rich": {"orchestration/terminal.py"},
@@ -37,7 +39,7 @@ DOORS = {
     "tensorboard": {"orchestration/trackers/tensorboard_files.py"},
     "wandb": {"orchestration/trackers/wandb_run.py"},
     "mlflow": {"orchestration/trackers/mlflow_run.py"},
-    "yaml": {"orchestration/render.py"},
+    "yaml": {"orchestration/render.py", "orchestration/rendering/documents.py"},
     "py3langid": {"orchestration/alarm/languages.py"},
 }
 """Heavy or intrusive library -> the only files that import it."""

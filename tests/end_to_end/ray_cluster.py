@@ -3,7 +3,7 @@
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.end_to_end.leash_process import BIN, LeashProcess
@@ -64,18 +64,28 @@ class RayCluster:
             node.kill()
         self._home.cleanup()
 
-    def add_node(self, *, num_cpus: int, own_memory: bool = False) -> LeashProcess:
+    def add_node(
+        self, *, num_cpus: int, own_memory: bool = False, environment: Mapping[str, str] | None = None
+    ) -> LeashProcess:
         """One more node, if need be with its own /dev/shm, as another machine has. Returns once it has joined."""
-        wrapper = OWN_MEMORY if own_memory else ()
-        node = self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", wrapper=wrapper)
+        node = self._start(
+            f"--address={self.address}",
+            f"--num-cpus={num_cpus}",
+            wrapper=OWN_MEMORY if own_memory else (),
+            environment=environment,
+        )
         node.wait_until(lambda: "Ray runtime started" in node.output, START_S)
         return node
 
-    def _start(self, *options: str, wrapper: Sequence[str] = ()) -> LeashProcess:
-        ray = [str(BIN / "ray"), "start", "--block", "--object-store-memory=200000000"]
+    def _start(
+        self, *options: str, wrapper: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> LeashProcess:
+        # Ray's own choice is taken where another Ray runs, and without this port a node takes no jobs.
+        agent = f"--dashboard-agent-listen-port={free_port()}"
+        ray = [str(BIN / "ray"), "start", "--block", "--object-store-memory=200000000", agent]
         command = [*wrapper, *ray, *options]
         log = self._logs / f"node-{len(self.nodes)}.log"
-        self.nodes.append(LeashProcess(command, log, environment=self.settings))
+        self.nodes.append(LeashProcess(command, log, environment={**self.settings, **(environment or {})}))
         return self.nodes[-1]
 
 

@@ -76,6 +76,23 @@ def test_train_passes_recipe_and_options_on_wherever_the_overrides_stand(calls: 
     assert options == {"run_folder": Path("runs/a"), "resume": True, "address": "auto"}
 
 
+def test_a_job_that_is_tried_again_starts_the_run_or_goes_on_with_it(calls: Calls, tmp_path: Path) -> None:
+    train = ["train", "movie-reviews", "--run", str(tmp_path), "--resume-or-start"]
+    assert cli.main(train) == 0
+    (tmp_path / "recipe.toml").touch()
+    assert cli.main(train) == 0
+    assert [options["resume"] for _, (_, options) in calls] == [False, True]
+
+
+@pytest.mark.parametrize("option", ["--resume", "--resume-or-start"])
+def test_going_on_needs_the_folder(calls: Calls, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert cli.main(["train", "movie-reviews", option]) == 2
+    assert (
+        f"{option}: goes on with a run, so it needs its folder; add --run FOLDER" in capsys.readouterr().err
+    )
+    assert calls == []
+
+
 def test_reward_trains_the_recipes_reward_model(calls: Calls) -> None:
     assert cli.main(["reward", "movie-reviews", "reward_model.l2=0.5"]) == 0
     ((what, recipe),) = calls

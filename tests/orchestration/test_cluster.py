@@ -7,8 +7,8 @@ import pytest
 
 from core.errors import UserError, WorkerError
 from orchestration import cluster
-from orchestration.cluster import workers_of
-from orchestration.config import Recipe
+from orchestration.config import ClusterConfig, Recipe
+from orchestration.placement import workers_of
 from orchestration.recipe import load_recipe
 from tests.fakes import run_virtually
 
@@ -75,6 +75,12 @@ def test_a_cluster_that_is_too_small_is_refused_at_once(
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
     with pytest.raises(UserError, match="asks Ray for 7.95 CPU, 2 GPU, but the cluster has 4 CPU, 0 GPU"):
         cluster._require_room(workers_of(recipe))
+
+
+def test_where_nodes_are_added_only_the_learner_must_fit_at_once(recipe: Recipe) -> None:
+    growing = recipe.model_copy(update={"cluster": ClusterConfig(autoscaling=True)})
+    assert [worker.name for worker in cluster._needed_at_once(growing)] == ["learner-0", "learner-1"]
+    assert cluster._needed_at_once(recipe) == workers_of(recipe)
 
 
 def test_the_value_model_starts_from_the_reward_model_with_the_largest_weight(recipe: Recipe) -> None:

@@ -1,5 +1,6 @@
 """The hub, asked over HTTP as Prometheus would."""
 
+import urllib.request
 from collections.abc import Iterator
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -166,3 +167,15 @@ vllm:prompt_tokens_total{engine="0"} %d
     assert [served["vllm:prompt_tokens_total", place] for place in places] == [10, 20]
     hub.forget("rollout-1")
     assert ("vllm:num_requests_running", places[1]) not in scrape(hub)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
+def test_the_endpoint_listens_where_it_is_told(host: str) -> None:
+    hub = MetricsHub(0, host)
+    try:
+        assert hub.url is not None
+        assert hub.url.startswith(f"http://{host}:")
+        with urllib.request.urlopen(hub.url, timeout=10) as response:
+            assert response.status == 200
+    finally:
+        hub.close()

@@ -1,0 +1,173 @@
+"""What manifests need to know besides the recipe. `deploy/helm/leash/values.schema.json` is made from this file."""
+
+import math
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+
+from core.config import Section
+from core.errors import UserError
+from orchestration.config import Recipe
+from orchestration.placement import Worker, workers_of
+
+DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
+"""A name of Kubernetes; KubeRay appends to it."""
+
+
+class PodSize(Section):
+    """What a pod requests, which is also its limit: a pod that may use more is the first to be evicted."""
+
+    cpus: int | None = Field(default=None, ge=1)
+    """CPU cores; left out: enough for the threads of all workers that the group is for."""
+    gpus: int | None = Field(default=None, ge=0)
+    """NVIDIA GPUs; left out: what the workers ask for."""
+    ray_cpus: int | None = Field(default=None, ge=0)
+    """CPUs that Ray hands out there; left out: what the group's workers ask for, so that others do not crowd in."""
+    memory_gib: int = Field(default=16, ge=1)
+    """Memory, shared memory included; `leash plan` says what a recipe takes."""
+    shared_memory_gib: int = Field(default=4, ge=1)
+    """Of that, for /dev/shm: Ray's objects, and on the learner's node one copy of the weights."""
+    node_selector: dict[str, str] = Field(default={})
+    """Labels of the nodes that the pods may run on."""
+
+
+PodSizeT = TypeVar("PodSizeT", bound=PodSize)
+
+
+class RolloutGroup(PodSize):
+    """The group that scales from 0: for who may be on any node, today reference scorers and reward servers."""
+
+    max_replicas: int | None = Field(default=None, ge=0)
+    """Most pods; left out: one for each replica of the most replicated worker."""
+    idle_timeout_s: int = Field(default=300, ge=1)
+    """Seconds without a worker after which a pod is given back."""
+    spot: bool = False
+    """Try pods on spot nodes first, and on-demand nodes when there are none."""
+    spot_selector: dict[str, str] = Field(default={"node-lifecycle": "spot"})
+    """Labels of spot nodes; they are taken to carry taints of the same keys and values."""
+
+
+class RunVolume(Section):
+    """Storage that all pods mount at /runs: run folders, and models and data under /runs/cache."""
+
+    size_gib: int = Field(default=200, ge=1)
+    """Of the claim; checkpoints are the largest part."""
+    storage_class: str | None = None
+    """One that gives ReadWriteMany; left out: the cluster's default."""
+
+
+class Values(Section):
+    """The values of a deployment on Kubernetes."""
+
+    name: DnsLabel | None = None
+    """Name of the RayJob, and of the run's folder; left out: the recipe's."""
+    namespace: DnsLabel = "leash"
+    """Namespace of everything."""
+    image: str = Field(default="leash:0.1.0-cpu", min_length=1)
+    """Image of every pod, from deploy/image/Dockerfile."""
+    ray_version: str = Field(default="", pattern=r"^(\d+\.\d+\.\d+)?$")
+    """Of the image; left out: the one installed here."""
+    retries: int = Field(default=3, ge=0)
+    """Times that the job goes on from its last checkpoint on a new Ray cluster."""
+    checkpoint_every: int = Field(default=10, ge=1)
+    """Steps between checkpoints if the recipe makes none on the way: what a retry may lose."""
+    start_s: int = Field(default=1800, ge=1)
+    """Longest wait for a worker, that for its node included, unless the recipe waits longer."""
+    head: PodSize = PodSize(cpus=2, gpus=0, ray_cpus=0, memory_gib=8, shared_memory_gib=1)
+    """The pod of Ray's head and of the driver; no worker runs there."""
+    learner: PodSize = PodSize()
+    """The one pod of the learner and, because weights move through its shared memory, all rollout workers."""
+    rollout: RolloutGroup = RolloutGroup()
+    """The pods that come and go."""
+    run_volume: RunVolume = RunVolume()
+    """Where runs are kept."""
+    metrics_port: int = Field(default=9464, ge=1024, le=65535)
+    """Port of the run's /metrics on the head pod."""
+    monitoring_namespace: DnsLabel = "monitoring"
+    """Namespace of the Prometheus that may scrape; nobody else may."""
+    pod_monitor: bool = False
+    """Add a PodMonitor, for clusters with the Prometheus operator."""
+
+
+def read_values(file: Path | None, **options: str | None) -> Values:
+    """Values from a TOML file, or the defaults, under those of the command line. Raises `UserError` with a line for
+    every problem."""
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
+    except OSError as error:
+        raise UserError(f"--values {file}: cannot be read ({error.strerror}); name a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--values {file}: not valid TOML: {error}; correct that place") from error
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return Values.model_validate(table | given)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        raise UserError("\n".join(_problem(file, given, problem) for problem in problems)) from error
+
+
+def _problem(file: Path | None, options: dict[str, str], problem: ErrorDetails) -> str:
+    name = ".".join(map(str, problem["loc"]))
+    where = f"--{name} {options[name]}" if name in options else f"--values {file}: {name}"
+    return f"{where}: {problem['msg']}"
+
+
+def completed(values: Values, recipe: Recipe) -> Values:
+    """With everything that was left out, from the recipe and from what is installed here."""
+    fixed = [worker for worker in workers_of(recipe) if is_fixed(worker)]
+    scaling = [worker for worker in workers_of(recipe) if not is_fixed(worker)]
+    one_each = list({worker.kind: worker for worker in scaling}.values())
+    replicas = [sum(worker.kind == kind.kind for worker in scaling) for kind in one_each]
+    rollout = values.rollout
+    most = rollout.max_replicas
+    return values.model_copy(
+        update={
+            "name": values.name or recipe.name,
+            "checkpoint_every": recipe.trainer.checkpoint_every or values.checkpoint_every,
+            "start_s": max(math.ceil(recipe.deadlines.start_s), values.start_s),
+            "ray_version": values.ray_version or _installed("ray"),
+            "learner": _sized(values.learner, with_autoscale(recipe, fixed)),
+            "rollout": _sized(rollout, one_each).model_copy(
+                update={"max_replicas": max(replicas, default=0) if most is None else most}
+            ),
+        }
+    )
+
+
+def is_fixed(worker: Worker) -> bool:
+    """Whether it must be on the learner's node."""
+    return worker.kind in ("learner", "rollout")
+
+
+def with_autoscale(recipe: Recipe, workers: list[Worker]) -> list[Worker]:
+    """The workers, and as many more rollout workers as the run may start by itself."""
+    autoscale = recipe.rollout.autoscale
+    num_rollout = sum(worker.kind == "rollout" for worker in workers)
+    most = autoscale.max_workers if autoscale else 0
+    more = [
+        Worker(name=f"rollout-{index}", resources=recipe.rollout.resources)
+        for index in range(num_rollout, most)
+    ]
+    return workers + more
+
+
+def _sized(given: PodSizeT, workers: list[Worker]) -> PodSizeT:
+    """With a pod's size for these workers, where none is given."""
+    cpus = sum(max(math.ceil(worker.resources.num_cpus), worker.resources.threads) for worker in workers)
+    gpus = math.ceil(sum(worker.resources.num_gpus for worker in workers))
+    asked_cpus = math.ceil(sum(worker.resources.num_cpus for worker in workers))
+    sizes = {"cpus": max(1, cpus), "gpus": gpus, "ray_cpus": max(1, asked_cpus)}
+    return given.model_copy(
+        update={name: size for name, size in sizes.items() if getattr(given, name) is None}
+    )
+
+
+def _installed(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError as error:
+        raise UserError(f"{library} is not installed here; give ray_version in --values") from error

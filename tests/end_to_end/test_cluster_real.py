@@ -1,0 +1,84 @@
+"""Jobs and nodes of a real Ray cluster, without a run: a minute, and next to no memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestration import submit
+from orchestration.jobs import run_job
+from tests.end_to_end.leash_process import LeashProcess
+from tests.end_to_end.ray_cluster import RayCluster
+from tests.orchestration.job_client import check_contract
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(200)]
+
+JOIN = """
+import sys
+from core.errors import UserError
+from orchestration.cluster import joined
+try:
+    with joined(sys.argv[1]):
+        print("joined")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    with RayCluster(tmp_path_factory.mktemp("ray"), num_cpus=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def as_user(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process may use the cluster."""
+    for name, value in cluster.settings.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("as_user")
+def test_rays_jobs_keep_the_contract(cluster: RayCluster, tmp_path: Path) -> None:
+    client = submit._connect(cluster.dashboard)
+    run_job(client, tmp_path, command="true", address="", retries=0, write=print, say=print)  # it takes jobs
+    check_contract(client, tmp_path)
+
+
+@pytest.mark.usefixtures("as_user")
+def test_a_job_is_tried_again_in_what_the_first_try_left(cluster: RayCluster, tmp_path: Path) -> None:
+    """The second try finds the folder of the first, as `--resume-or-start` would."""
+    folder, run = tmp_path / "packed", tmp_path / "run"
+    folder.mkdir()
+    (folder / "try.py").write_text(
+        "import pathlib, sys\n"
+        "run = pathlib.Path(sys.argv[1])\n"
+        "there = run.exists()\n"
+        "run.mkdir(exist_ok=True)\n"
+        "print('resumed' if there else 'started')\n"
+        "sys.exit(0 if there else 1)\n",
+        encoding="utf-8",
+    )
+    log: list[str] = []
+    code = run_job(
+        submit._connect(cluster.dashboard),
+        folder,
+        command=f"python try.py {run}",
+        address=cluster.dashboard,
+        retries=3,
+        write=log.append,
+        say=print,
+    )
+    written = [line for line in "".join(log).splitlines() if line in ("started", "resumed")]
+    assert (code, written) == (0, ["started", "resumed"])
+
+
+def test_a_node_of_another_version_is_named(cluster: RayCluster, tmp_path: Path) -> None:
+    fake = tmp_path / "packages" / "torch-0.0.1.dist-info"
+    fake.mkdir(parents=True)
+    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n", encoding="utf-8")
+    cluster.add_node(num_cpus=1, environment={"PYTHONPATH": str(fake.parent)})
+    join = LeashProcess(
+        ["python", "-c", JOIN, cluster.address], tmp_path / "log", environment=cluster.settings
+    )
+    assert "torch 0.0.1 (here 2.13.0)" in join.wait(90).output
