@@ -25,7 +25,6 @@ from actors.fleet import Fleet
 from actors.handles import RolloutHandle, ScorerFleet, ScorerHandle
 from actors.rollout import RolloutPool, WeightedReward
 from actors.worker import ActorSetup
-from core.config import Resources
 from core.errors import UserError, WorkerError
 from core.remote import answer
 from learner.algorithm_config import PPOConfig
@@ -34,24 +33,12 @@ from learner.worker import LearnerSetup
 from orchestration.adapter_reference import AdapterReference
 from orchestration.config import Recipe
 from orchestration.inputs import RunInputs
+from orchestration.placement import Worker, workers_of
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of a local Ray. Rollouts are small, and weights do not go through the object store."""
 CLEARER_REASON_S = 20.0
 """For other workers to fail too, once one has: about what starting one takes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
-    """One process to place: its stable name, and what it asks of Ray."""
-
-    name: str
-    resources: Resources
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        gpus = {"GPU": self.resources.num_gpus} if self.resources.num_gpus else {}
-        return {"CPU": self.resources.num_cpus, **gpus}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,17 +60,6 @@ class Workers:
     async def close(self) -> None:
         """End every worker that is not the learner's."""
         await asyncio.gather(*(fleet.close() for fleet in self.fleets.values()))
-
-
-def workers_of(recipe: Recipe) -> list[Worker]:
-    """Every process that a recipe runs, in the order in which they are placed."""
-    counts: list[tuple[str, int, Resources]] = [
-        ("learner", recipe.learner.world_size, recipe.learner.resources),
-        ("rollout", recipe.rollout.workers, recipe.rollout.resources),
-        ("reference", recipe.reference.num_scorers, recipe.reference.resources),
-        *((f"reward-{reward.name}", reward.replicas, reward.resources) for reward in recipe.rewards),
-    ]
-    return [Worker(name=f"{kind}-{i}", resources=res) for kind, count, res in counts for i in range(count)]
 
 
 @contextmanager
@@ -139,7 +115,7 @@ async def started(
 @asynccontextmanager
 async def started_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[LearnerGroup]:
     """The learner without anybody else, up and loaded. It ends with the context. Raises as `started` does."""
-    _require_room([worker for worker in workers_of(recipe) if worker.name.startswith("learner-")])
+    _require_room([worker for worker in workers_of(recipe) if worker.kind == "learner"])
     async with _placed_learner(recipe, inputs) as (learner, _):
         await learner.start()
         yield learner
@@ -148,7 +124,7 @@ async def started_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[Le
 @asynccontextmanager
 async def _placed_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[tuple[LearnerGroup, str]]:
     """The learner's processes on their way, and Ray's id of their node."""
-    ranks = [worker for worker in workers_of(recipe) if worker.name.startswith("learner-")]
+    ranks = [worker for worker in workers_of(recipe) if worker.kind == "learner"]
     group = await _reserve(ranks, recipe.deadlines.start_s)
     learner = LearnerGroup(
         _learner_setup(recipe, inputs),
@@ -287,7 +263,7 @@ def _value_model_path(recipe: Recipe, reward_paths: dict[str, Path]) -> Path | N
 
 def _size(recipe: Recipe, kind: str) -> int:
     """Workers of a kind that the recipe starts with."""
-    return sum(worker.name.rpartition("-")[0] == kind for worker in workers_of(recipe))
+    return sum(worker.kind == kind for worker in workers_of(recipe))
 
 
 def _node_of(group: PlacementGroup) -> str:
