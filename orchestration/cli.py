@@ -13,6 +13,7 @@ from pathlib import Path
 from core.errors import UserError, WorkerError
 from orchestration.assets import ASSET_PREFIX, RATINGS, prepare
 from orchestration.config import Recipe
+from orchestration.planning.command import add_plan_command
 from orchestration.recipe import load_recipe
 from orchestration.recipe_files import find_recipe
 from orchestration.recipe_text import describe
@@ -27,6 +28,7 @@ A RECIPE is a TOML file, or the bare name of one in deploy/recipes. KEY=VALUE ov
 
   leash demo                                              the whole loop on this machine
   leash validate movie-reviews                            every key, its value and its meaning
+  leash plan movie-reviews                                memory of every process, and whether it fits
   leash train movie-reviews kl.kl_coef=0.1 trainer.steps=40
   leash train my.toml rewards.0.weight=0.5 --run runs/a   a second reward, at half weight
   leash train my.toml --run runs/a --resume               go on where that run stopped
@@ -163,6 +165,7 @@ def _add_recipe_commands(add_command: AddCommand) -> None:
     )
     add("reward", _reward, "train the recipe's reward model, and report its held-out accuracy")
     add("validate", _validate, "check a recipe and print every key with its value and meaning")
+    add_plan_command(add)
 
 
 def _say_error(message: str) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from core.errors import UserError
 from orchestration.assets import ASSET_PREFIX, cache_folder
 from orchestration.planning.published_models import PUBLISHED, published_config
 
+CONFIG = "config.json"
 LENGTH_BYTES = 8
 """Of a safetensors header, little-endian, at the start of the file."""
 
@@ -39,14 +41,14 @@ class ModelShape:
     """Where these numbers are from."""
 
 
+@cache
 def model_shape(path: str) -> ModelShape:
     """Of a folder or `asset:NAME`; of one that is not on this disk, if its name is a published model's.
 
     Raises `UserError` for anything else.
     """
-    name = path.removeprefix(ASSET_PREFIX)
-    folder = cache_folder() / name if path.startswith(ASSET_PREFIX) else Path(path).expanduser()
-    if (folder / "config.json").is_file():
+    folder = _folder(path)
+    if (folder / CONFIG).is_file():
         return read_shape(folder)
     config = published_config(folder.name)
     if config is None:
@@ -57,12 +59,20 @@ def model_shape(path: str) -> ModelShape:
     return shape_of(config, source=f"published config of {folder.name}; {path} is not on this disk")
 
 
+def is_known(path: str) -> bool:
+    """Whether `model_shape` can say anything about it."""
+    folder = _folder(path)
+    return (folder / CONFIG).is_file() or published_config(folder.name) is not None
+
+
 def read_shape(folder: Path) -> ModelShape:
     """Of a folder with a config.json. The parameters are counted in the weights' headers, where there are some."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: cannot be read ({error}); download the model again") from error
+        raise UserError(
+            f"{folder / 'config.json'}: cannot be read ({error}); download the model again"
+        ) from error
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         return shape_of(config, source=f"{folder / 'config.json'}; there are no weights beside it")
@@ -91,7 +101,9 @@ def shape_of(config: Mapping[str, Any], *, source: str) -> ModelShape:
             source=source,
         )
     except KeyError as error:
-        raise UserError(f"{source}: its configuration has no {error}; only Llama's kin can be planned") from None
+        raise UserError(
+            f"{source}: its configuration has no {error}; only Llama's kin can be planned"
+        ) from None
     biases = config.get("attention_bias", config.get("model_type") == "qwen2")
     head_norms = config.get("model_type") == "qwen3"
     layer = 2 * hidden_size * (shape.query_size + shape.kv_size)
@@ -114,7 +126,7 @@ def with_scalar_head(shape: ModelShape, num_layers: int) -> ModelShape:
 
 
 def adapter_parameters(shape: ModelShape, rank: int) -> int:
-    """Of low-rank adapters beside every linear layer: rank * (inputs + outputs) each. arXiv:2106.09685, sec. 4.1."""
+    """Of adapters beside every linear layer: rank * (inputs + outputs) each. arXiv:2106.09685, sec. 4.1."""
     hidden, query, kv, inner = shape.hidden_size, shape.query_size, shape.kv_size, shape.intermediate_size
     attention = 2 * (hidden + query) + 2 * (hidden + kv)
     return rank * shape.num_layers * (attention + 3 * (hidden + inner))
@@ -128,3 +140,8 @@ def count_parameters(file: Path) -> int:
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise UserError(f"{file}: is no safetensors file ({error}); download the model again") from error
+
+
+def _folder(path: str) -> Path:
+    name = path.removeprefix(ASSET_PREFIX)
+    return cache_folder() / name if path.startswith(ASSET_PREFIX) else Path(path).expanduser()

@@ -13,7 +13,9 @@ _QWEN3 = {"model_type": "qwen3", "vocab_size": 151936, "head_dim": 128, "attenti
 def published_config(name: str) -> dict[str, Any] | None:
     """The configuration of a model, such as Qwen/Qwen2.5-7B-Instruct; variants of one size share it."""
     wanted = name.lower().removeprefix("meta-") + "-"
-    return next((config for known, config in PUBLISHED.items() if wanted.startswith(known.lower() + "-")), None)
+    return next(
+        (config for known, config in PUBLISHED.items() if wanted.startswith(known.lower() + "-")), None
+    )
 
 
 def _config(

@@ -24,25 +24,28 @@ def kv_bytes_per_token(shape: ModelShape, dtype: str, tensor_parallel: int = 1) 
     return 2 * shape.num_layers * kv_size * bytes_of(dtype)
 
 
-def sequences_in_cache(cache_bytes: int, shape: ModelShape, model: ModelConfig, rollout: RolloutConfig) -> int:
+def sequences_in_cache(
+    cache_bytes: int, shape: ModelShape, model: ModelConfig, rollout: RolloutConfig
+) -> int:
     """Sequences of `max_model_len` tokens that the key-value cache of one engine (of one of its GPUs) holds."""
     block = BLOCK_TOKENS[rollout.resources.num_gpus > 0]
     tokens = -(-model.max_model_len // block) * block
     return cache_bytes // (tokens * kv_bytes_per_token(shape, model.dtype, rollout.tensor_parallel))
 
 
-def engine_memory(
-    shape: ModelShape, model: ModelConfig, rollout: RolloutConfig
-) -> Iterator[tuple[str, int]]:
+def engine_memory(shape: ModelShape, model: ModelConfig, rollout: RolloutConfig) -> Iterator[tuple[str, int]]:
     """(what, bytes) of one engine on one of its GPUs, without its key-value cache."""
     size, shards = bytes_of(model.dtype), rollout.tensor_parallel
     yield "weights", size * shape.num_parameters // shards
     if rollout.resources.num_gpus == 0:
         # vLLM keeps a packed copy of the output head (see `actors/weight_pull.py`).
         yield "packed output head", size * shape.vocab_size * shape.hidden_size
-    yield "activations and logits", (
-        max(PREFILL_TOKENS, model.max_model_len) * forward_bytes_per_token(shape, model.dtype) // shards
-        + FLOAT32_BYTES * SAMPLED_LOGIT_COPIES * shape.vocab_size * rollout.max_concurrent_sequences
+    yield (
+        "activations and logits",
+        (
+            max(PREFILL_TOKENS, model.max_model_len) * forward_bytes_per_token(shape, model.dtype) // shards
+            + FLOAT32_BYTES * SAMPLED_LOGIT_COPIES * shape.vocab_size * rollout.max_concurrent_sequences
+        ),
     )
 
 
