@@ -1,7 +1,7 @@
 """The `leash` command: what people type becomes one call, what goes wrong a sentence and an exit code.
 
-Exit codes: 0 done, 1 another process failed or `verify` found a violation, 2 bad input, 130 interrupted. Our own
-bugs keep their traceback.
+Exit codes: 0 done, 1 another process failed, or `verify`, `plan` or `doctor` found something wrong, 2 bad input,
+130 interrupted. Our own bugs keep their traceback.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from core.errors import UserError, WorkerError
 from orchestration.assets import ASSET_PREFIX, RATINGS, prepare
 from orchestration.config import Recipe
+from orchestration.doctor.command import add_doctor_command
 from orchestration.planning.command import add_plan_command
 from orchestration.recipe import load_recipe
 from orchestration.recipe_files import find_recipe
@@ -26,6 +27,7 @@ as close to the reference as you say, from a laptop's two cores to a cluster.
 _EPILOG = """\
 A RECIPE is a TOML file, or the bare name of one in deploy/recipes. KEY=VALUE overrides one of its keys:
 
+  leash doctor                                            does this machine have what Leash needs?
   leash demo                                              the whole loop on this machine
   leash validate movie-reviews                            every key, its value and its meaning
   leash plan movie-reviews                                memory of every process, and whether it fits
@@ -131,6 +133,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     _add_recipe_commands(add)
     add_run_commands(add)
+    add_doctor_command(add)
     args, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:

@@ -33,7 +33,7 @@ from orchestration.planning.sampling_memory import (
 
 MIB = 2**20
 GIB = 2**30
-LIBRARY_MIB = {"learner": 600, "rollout": 1250, "scorer": 310, "driver": 510}
+LIBRARY_MIB = {"learner": 600, "rollout": 1250, "scorer": 310, "driver": 510, "ray": 400}
 """What a process takes on a CPU beside what is computed here: Python, torch and its kin, Ray. Measured on runs of
 SmolLM2-135M on two cores, see docs/planning.md."""
 CPU_ALLOCATOR_FRACTION = 0.5
@@ -159,7 +159,7 @@ class Demands:
         )
         engine = self.by_kind["rollout"]
         caches = 0 if engine.on_gpu else engine.count * self.recipe.rollout.kv_cache_gib * GIB
-        return processes + caches + self.push_bytes + LIBRARY_MIB["driver"] * MIB
+        return processes + caches + self.push_bytes + (LIBRARY_MIB["driver"] + LIBRARY_MIB["ray"]) * MIB
 
     def _all(self) -> Iterator[Demand]:
         recipe, model = self.recipe, self.recipe.model

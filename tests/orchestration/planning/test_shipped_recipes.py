@@ -31,7 +31,7 @@ def test_a_recipe_fits_the_gpus_that_it_is_meant_for(
     plan = json.loads(capsys.readouterr().out)
     assert (code, plan["problems"]) == (0, [])
     assert plan["host"]["gpus"] <= GPUS[name]
-    # A recipe that leaves most of its cache or its GPU empty is meant for something smaller.
+    # With room for a handful of sequences an engine would sample one after the other.
     assert plan["engine"]["longest_sequences_in_cache"] >= 16
 
 
