@@ -23,9 +23,9 @@ def test_numbers_move_to_the_gpu_when_nccl_sums_them(
         tensor.mul_(2)
 
     monkeypatch.setattr(torch.Tensor, "cuda", to_gpu)
-    monkeypatch.setattr(engine.dist, "get_backend", lambda: backend)
-    monkeypatch.setattr(engine.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(engine.dist, "all_reduce", double)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", double)
     assert engine.all_reduce_sum(torch.tensor([1.5, 2.0])).tolist() == [3.0, 4.0]
     assert engine.all_reduce_max(7) == 14
     assert len(moved) == moves

@@ -203,9 +203,11 @@ def bytes_kept(num_layers: int, dtype: str, *, adapters: bool = False, checkpoin
     # peft brings DeepSpeed along, whose import takes seconds.
     from learner.lora import add_adapter
 
-    network = LlamaForCausalLM(
-        LlamaConfig(**SMALL, num_hidden_layers=num_layers, attn_implementation=PACKED_ATTENTION)
-    ).to(getattr(torch, dtype))
+    options: dict[str, Any] = SMALL | {
+        "num_hidden_layers": num_layers,
+        "attn_implementation": PACKED_ATTENTION,
+    }
+    network = LlamaForCausalLM(LlamaConfig(**options)).to(getattr(torch, dtype))
     policy = TokenLogprobs(network).train()
     if adapters:
         add_adapter(policy, LoRAConfig(rank=RANK))
