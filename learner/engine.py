@@ -56,17 +56,20 @@ def leave_group() -> None:
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """The sum over ranks, on every rank."""
-    if dist.get_world_size() > 1:
-        dist.all_reduce(values)
-    return values
+    if dist.get_world_size() == 1:
+        return values
+    summed = _where_reduced(values)
+    dist.all_reduce(summed)
+    return summed.to(values.device)
 
 
 def all_reduce_max(value: int) -> int:
     """The largest value of any rank, on every rank."""
-    tensor = torch.tensor(value)
-    if dist.get_world_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor)
+    if dist.get_world_size() == 1:
+        return value
+    largest = _where_reduced(torch.tensor(value))
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def all_gather(parts: list[T]) -> list[T]:
@@ -251,6 +254,11 @@ class ZeroEngine:
                 bucket, size = [], 0
         if bucket:
             yield bucket
+
+
+def _where_reduced(tensor: torch.Tensor) -> torch.Tensor:
+    """NCCL reduces what lies on a GPU, and nothing else."""
+    return tensor.cuda() if dist.get_backend() == "nccl" else tensor
 
 
 def _full_numel(parameter: nn.Parameter) -> int:

@@ -1,7 +1,7 @@
 """The `leash` command: what people type becomes one call, what goes wrong a sentence and an exit code.
 
-Exit codes: 0 done, 1 another process failed or `verify` found a violation, 2 bad input, 130 interrupted. Our own
-bugs keep their traceback.
+Exit codes: 0 done, 1 another process failed, or `verify`, `plan` or `doctor` found something wrong, 2 bad input,
+130 interrupted. Our own bugs keep their traceback.
 """
 
 import argparse
@@ -14,6 +14,8 @@ from core.errors import UserError, WorkerError
 from orchestration.alarm.command import add_alarm_command
 from orchestration.assets import ASSET_PREFIX, RATINGS, prepare
 from orchestration.config import Recipe
+from orchestration.doctor.command import add_doctor_command
+from orchestration.planning.command import add_plan_command
 from orchestration.recipe import load_recipe
 from orchestration.recipe_files import find_recipe
 from orchestration.recipe_text import describe
@@ -29,8 +31,10 @@ as close to the reference as you say, from a laptop's two cores to a cluster.
 _EPILOG = """\
 A RECIPE is a TOML file, or the bare name of one in deploy/recipes. KEY=VALUE overrides one of its keys:
 
+  leash doctor                                            does this machine have what Leash needs?
   leash demo                                              the whole loop on this machine
   leash validate movie-reviews                            every key, its value and its meaning
+  leash plan movie-reviews                                memory of every process, and whether it fits
   leash train movie-reviews kl.kl_coef=0.1 trainer.steps=40
   leash train my.toml rewards.0.weight=0.5 --run runs/a   a second reward, at half weight
   leash train my.toml --run runs/a --resume               go on where that run stopped
@@ -154,6 +158,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_render_commands(add)
     add_alarm_command(add)
     add_submit_command(add)
+    add_doctor_command(add)
     args, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
@@ -210,6 +215,7 @@ def _add_recipe_commands(add_command: AddCommand) -> None:
         help="for one request; default: %(default)g",
     )
     add("validate", _validate, "check a recipe and print every key with its value and meaning")
+    add_plan_command(add)
 
 
 def _say_error(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Every process that a recipe runs, and what it asks of Ray. Knows no Ray."""
+"""Which processes a recipe runs, and what each asks of Ray. Imports no Ray, so that a plan can be made at once."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class Worker:
 
     @property
     def kind(self) -> str:
-        """learner, rollout, reference, or reward-NAME."""
+        """Learner, rollout, reference, or reward-NAME."""
         return self.name.rpartition("-")[0]
 
     @property

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
 from types import NoneType
@@ -29,6 +29,9 @@ _COMMAND_LINE = "command line"
 _PATH_KEYS = {"path", "token_file", "discovery_folder"}
 """Keys whose relative values start at the recipe's folder."""
 
+Source = Callable[[Key], str]
+"""What says a key that a recipe sets: the path of a file, or the command line."""
+
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file, after overrides such as `learner.learning_rate=1e-5` or `rewards.0.weight=0.5`.
@@ -37,6 +40,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Relative paths start at the folder of the file that says them, those of an override at the current folder;
     the recipe holds absolute ones. Raises one `UserError` with a line for every problem.
     """
+    return load_with_sources(path, overrides)[0]
+
+
+def load_with_sources(path: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, Source]:
+    """`load_recipe`, and what says each of the keys that are set."""
     files = read_files(Path(path))
     data = merged(files)
     lines: list[str] = []
@@ -67,7 +75,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     if lines:
         raise UserError("\n".join(lines))
     assert recipe is not None
-    return recipe
+    return recipe, source
 
 
 def _apply(override: str, data: Table) -> Key:

@@ -95,7 +95,7 @@ def _check_token_budgets(
 
 def _check_devices(rollout: RolloutConfig) -> Iterator[Contradiction]:
     gpus = rollout.resources.num_gpus
-    if 0 < gpus < rollout.tensor_parallel:
+    if rollout.tensor_parallel > 1 and 0 < gpus < rollout.tensor_parallel:
         yield Contradiction(
             ("rollout.tensor_parallel", "rollout.resources.num_gpus"),
             f"an engine cannot be spread over more GPUs than its worker has, {gpus:g}",

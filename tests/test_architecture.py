@@ -29,6 +29,7 @@ DOORS = {
         "actors/weight_relay.py",
         "learner/group.py",
         "orchestration/cluster.py",
+        "orchestration/doctor/cluster_facts.py",
         "orchestration/node_versions.py",
         "orchestration/submit.py",
     },

@@ -53,22 +53,6 @@ def recipe(tmp_path: Path) -> Recipe:
     return load_recipe(tmp_path / "tiny.toml")
 
 
-def test_every_process_of_a_recipe_has_a_name_and_a_bundle(recipe: Recipe) -> None:
-    workers = workers_of(recipe)
-    assert {worker.name: worker.bundle for worker in workers} == {
-        "learner-0": {"CPU": 2.0},
-        "learner-1": {"CPU": 2.0},
-        "rollout-0": {"CPU": 1.5, "GPU": 1.0},
-        "rollout-1": {"CPU": 1.5, "GPU": 1.0},
-        "reference-0": {"CPU": 0.25},
-        "reward-length-0": {"CPU": 0.1},
-        "reward-length-1": {"CPU": 0.1},
-        "reward-small-0": {"CPU": 0.25},
-        "reward-large-0": {"CPU": 0.25},
-    }
-    assert len({worker.name for worker in workers}) == len(workers)
-
-
 def test_a_cluster_that_is_too_small_is_refused_at_once(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

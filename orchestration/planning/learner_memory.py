@@ -1,0 +1,146 @@
+"""Memory of one learner rank: what it holds all the time, and what start, backward pass and update add for a while.
+
+Follows `learner/engine.py` and the DeepSpeed that it configures; docs/planning.md derives every term.
+
+    P parameters, T of them trained, N ranks, b bytes of a number in the model's dtype
+
+Everything is in bytes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from core.config import ModelConfig
+from learner.config import LearnerConfig
+from orchestration.planning.model_shape import ModelShape, adapter_parameters
+
+FLOAT32_BYTES = 4
+ADAM_BYTES = 2 * FLOAT32_BYTES
+"""AdamW's two means of a trained number."""
+BUCKET_PARAMETERS = 500_000_000
+"""DeepSpeed's default for the buffer that gradients are summed over ranks in."""
+GATHERED_PARAMETERS = 1_000_000_000
+"""DeepSpeed's default for the parameters that ZeRO-3 holds whole at a time, and for those updated at a time."""
+LOGIT_COPIES = 3
+"""Of [N, V] in float32 when the backward pass enters them: log-probs, their gradient, the logits' gradient."""
+VOCABULARY_TERM_COPIES = 3
+"""More of them, for an exact KL or an entropy: the logits, their second gradient, the reference's logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """One network that the learner trains."""
+
+    name: str
+    shape: ModelShape
+    logit_copies: int
+    """0 for a value model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class States:
+    """What one network's ZeRO engine holds all the time, and holds for a while, on one rank."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """Master weights, where there are some, and AdamW's means."""
+    loading: int
+    """While starting, on top of the weights."""
+    buckets: int
+    """During the backward pass."""
+    update: int
+    """During the update."""
+
+
+def bytes_of(dtype: str) -> int:
+    """Of one number."""
+    return 2 if dtype == "bfloat16" else FLOAT32_BYTES
+
+
+def trained_parameters(shape: ModelShape, config: LearnerConfig) -> int:
+    """All, or with adapters theirs alone (and a scalar head)."""
+    if config.lora is None:
+        return shape.num_parameters
+    head = 0 if shape.vocab_size else shape.hidden_size
+    return adapter_parameters(shape, config.lora.rank) + head
+
+
+def held_parameters(shape: ModelShape, config: LearnerConfig) -> int:
+    """All, adapters included."""
+    return shape.num_parameters + (adapter_parameters(shape, config.lora.rank) if config.lora else 0)
+
+
+def states(shape: ModelShape, config: LearnerConfig, dtype: str, *, on_gpu: bool) -> States:
+    """ZeRO's model states on one rank (arXiv:1910.02054, sec. 3.1 and 5), as DeepSpeed lays them out."""
+    held, trained = held_parameters(shape, config), trained_parameters(shape, config)
+    size, ranks, stage = bytes_of(dtype), config.world_size, config.zero_stage
+    sharded = -(-trained // ranks)
+    is_mixed = size < FLOAT32_BYTES
+    if stage == 0:
+        return States(
+            weights=size * held,
+            gradients=size * trained,
+            optimizer=(ADAM_BYTES + (FLOAT32_BYTES if is_mixed else 0)) * trained,
+            loading=0,
+            buckets=size * min(trained, BUCKET_PARAMETERS) if ranks > 1 else 0,
+            update=FLOAT32_BYTES * trained if is_mixed else 0,
+        )
+    # Allocated whole, but a CPU's memory counts when it is first touched.
+    bucket = BUCKET_PARAMETERS if on_gpu else min(trained, BUCKET_PARAMETERS)
+    held_sharded = -(-held // ranks)
+    updated = min(sharded, GATHERED_PARAMETERS) if stage == 3 else sharded
+    return States(
+        weights=size * (held_sharded if stage == 3 else held),
+        gradients=size * (trained if stage == 1 else sharded),
+        optimizer=(ADAM_BYTES + FLOAT32_BYTES) * sharded,
+        # Each rank loads the whole model before ZeRO-3 shards it.
+        loading=size * (held - held_sharded) if stage == 3 else 0,
+        buckets=size * (bucket + (min(held, GATHERED_PARAMETERS) if stage == 3 else 0)),
+        update=(FLOAT32_BYTES + (size if is_mixed else 0)) * updated,
+    )
+
+
+def layer_activation_bytes(shape: ModelShape, dtype: str, *, adapters: bool) -> int:
+    """Of one token in one layer: what the backward pass needs.
+
+    The counterpart for RMSNorm, gated MLP and attention without its matrix of arXiv:2205.05198, eq. 2.
+    """
+    size = bytes_of(dtype)
+    # Norms are computed in float32; their weight's gradient needs the normalised input.
+    norm = FLOAT32_BYTES + size + (0 if adapters else size)
+    attention = 3 * shape.query_size + 2 * shape.kv_size
+    return 2 * norm * shape.hidden_size + size * (attention + 4 * shape.intermediate_size)
+
+
+def activation_bytes(shape: ModelShape, config: LearnerConfig, dtype: str, num_tokens: int) -> int:
+    """Of a packed row, at the start of the backward pass, with one layer's gradients on top."""
+    layer = layer_activation_bytes(shape, dtype, adapters=config.lora is not None)
+    if config.gradient_checkpointing:
+        return num_tokens * (2 * layer + bytes_of(dtype) * shape.hidden_size * shape.num_layers)
+    return num_tokens * layer * (shape.num_layers + 1)
+
+
+def logit_bytes(network: Network, num_tokens: int) -> int:
+    """Of a row whose every token is trained on. They are computed all at once, in float32 (`core/models.py`)."""
+    return FLOAT32_BYTES * network.logit_copies * network.shape.vocab_size * num_tokens
+
+
+def learner_memory(
+    networks: list[Network], config: LearnerConfig, model: ModelConfig, num_tokens: int, *, on_gpu: bool
+) -> Iterator[tuple[str, int]]:
+    """(what, bytes) of one rank. Only the largest of start, backward pass and update counts: they take turns."""
+    dtype = model.dtype
+    passing: dict[str, int] = {}
+    for network in networks:
+        held = states(network.shape, config, dtype, on_gpu=on_gpu)
+        yield f"{network.name} weights", held.weights
+        yield f"{network.name} gradients", held.gradients
+        yield f"{network.name} optimizer state", held.optimizer
+        rows = activation_bytes(network.shape, config, dtype, num_tokens) + logit_bytes(network, num_tokens)
+        passing[f"{network.name} activations and logits"] = rows + held.buckets
+        passing[f"{network.name} update"] = held.update
+        # Gradients come after the start; the room that they will take is free until then.
+        passing[f"{network.name} loading"] = max(0, held.loading - held.gradients)
+    what = max(passing, key=lambda name: passing[name])
+    yield what, passing[what]
