@@ -13,6 +13,7 @@ from pathlib import Path
 from core.errors import UserError, WorkerError
 from orchestration.assets import ASSET_PREFIX, RATINGS, prepare
 from orchestration.config import Recipe
+from orchestration.dashboard.command import add_dashboard_command
 from orchestration.recipe import load_recipe
 from orchestration.recipe_files import find_recipe
 from orchestration.recipe_text import describe
@@ -35,6 +36,7 @@ A RUN is the folder of a run. While it works, it can be asked and steered from a
 
   leash status runs/a                                     what it does now, or how far it came
   leash set runs/a kl_coef=0.05                           and pause, resume, scale
+  leash dash runs/a runs/b                                curves, events and rollouts in the browser
   leash verify runs/a                                     was every trajectory trained on once, or discarded?
   leash export runs/a rollouts.parquet                    every trajectory and what became of it
 """
@@ -129,6 +131,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     _add_recipe_commands(add)
     add_run_commands(add)
+    add_dashboard_command(add)
     args, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:

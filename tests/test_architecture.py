@@ -26,8 +26,14 @@ DOORS = {
     "ray": {"core/remote.py", "actors/handles.py", "learner/group.py", "orchestration/cluster.py"},
     "prometheus_client": {"orchestration/metrics_hub.py"},
     "rich": {"orchestration/terminal.py"},
-    "starlette": {"orchestration/control.py"},
-    "uvicorn": {"orchestration/control.py"},
+    "starlette": {
+        "orchestration/control.py",
+        "orchestration/dashboard/app.py",
+        "orchestration/dashboard/guard.py",
+        "orchestration/dashboard/server.py",
+    },
+    "uvicorn": {"orchestration/control.py", "orchestration/dashboard/server.py"},
+    "tokenizers": {"orchestration/dashboard/token_texts.py"},
 }
 """Heavy or intrusive library -> the only files that import it."""
 
