@@ -3,7 +3,7 @@
 import { announce, h, replace, svg, table } from "./dom.js";
 import { marksOf } from "./events.js";
 import { flagsOf, healthyText, isHealthy } from "./flags.js";
-import { DASH, figure } from "./format.js";
+import { figure, tick } from "./format.js";
 import { createPlot, colourName, dashOf, setPlotData } from "./plot.js";
 import { lastFigure, plotData } from "./plot_data.js";
 import { change, hiddenRuns, state, zoom } from "./state.js";
@@ -138,13 +138,14 @@ export class ChartCard {
   showLegend() {
     const step = this.index === null ? null : this.data.steps[this.index];
     const focused = this.legend.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    const inUnit = this.runs.length > 1 ? tick : figure; // with several runs there is little room
     const rows = this.chart.series.map((series) => h("tr", {},
       h("th", { scope: "row" }, this.toggle(series)),
       this.runs.map((run) => {
-        const record = run.records.find((candidate) => candidate.step === step);
-        const value = step === null ? lastFigure(run.records, series.key)?.value : record?.[series.key];
+        const line = this.data.lines.find((candidate) => candidate.run === run && candidate.series.key === series.key);
+        const value = step === null ? lastFigure(run.records, series.key)?.value : line?.values[this.index];
         const isBad = series.healthy && value !== undefined && value !== null && !isHealthy(value, series.healthy);
-        return h("td", { class: isBad ? "bad" : null }, value === undefined ? DASH : figure(value, series.unit));
+        return h("td", { class: isBad ? "bad" : null }, inUnit(value, series.unit));
       })));
     const when = step === null ? "last" : `step ${step}`;
     replace(this.legend,

@@ -8,6 +8,8 @@ const COLOURS = 8;
 const DASHES = [[], [6, 3], [2, 2], [8, 3, 2, 3]];
 const FONT = "11px system-ui, sans-serif";
 const HEIGHT = 200;
+const FEW_STEPS = 3;
+// Below this, lines are too short to be seen without points.
 const FAINT = 0.25;
 // Opacity of the figures themselves behind their moving average.
 const cursors = uPlot.sync("steps");
@@ -20,7 +22,7 @@ export function createPlot(element, data, { smoothing, onCursor, onZoom, marks, 
     height: HEIGHT,
     legend: { show: false },
     scales: { x: { time: false, range: xRange }, left: {}, right: {} },
-    series: [{}, ...data.lines.flatMap((line) => seriesOf(line, smoothing))],
+    series: [{}, ...data.lines.flatMap((line) => seriesOf(line, smoothing, data.steps.length < FEW_STEPS))],
     axes: axesOf(data.axes),
     cursor: {
       sync: { key: cursors.key, scales: ["x", null], filters: HEAR_MOVES_ONLY },
@@ -58,14 +60,14 @@ function columns({ steps, lines }, smoothing) {
   return [steps, ...lines.flatMap((line) => (smoothing > 0 ? [line.values, line.smooth] : [line.values]))];
 }
 
-function seriesOf(line, smoothing) {
+function seriesOf(line, smoothing, hasPoints) {
   const series = {
     scale: line.axis,
     stroke: colour(colourName(line.colour)),
     width: 1.5,
     dash: dashOf(line.dash),
     spanGaps: true,
-    points: { size: 4 },
+    points: { show: hasPoints, size: 5 },
   };
   return smoothing > 0 ? [{ ...series, alpha: FAINT, points: { show: false } }, series] : [series];
 }
