@@ -43,6 +43,6 @@ def _series(key: str, metric: Metric, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def _words(metric: Metric) -> str:
-    """The metric's name as words; seconds and bytes stand at its figures."""
+    """The metric's name as words; seconds stand at its figures."""
     words = metric.name.removeprefix("leash_").replace("_", " ")
-    return words.removesuffix(" seconds").removesuffix(" bytes")
+    return words.removesuffix(" seconds")

@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
@@ -25,9 +25,8 @@ def serve(
     host: str,
     port: int,
     ask_for_token: bool = False,
-    say: Callable[[str], None] = print,
 ) -> None:
-    """Say the URL, and serve. On another address than this machine's own there is always a token.
+    """Print the URL, and serve. On another address than this machine's own there is always a token.
 
     Raises `UserError` for a folder that is not a run's, and for an address that cannot be had.
     """
@@ -38,7 +37,7 @@ def serve(
     name = socket.gethostname() if host in _ANY_ADDRESS else host
     query = f"?token={token}" if token else ""
     address = f"[{name}]" if ":" in name else name
-    say(f"http://{address}:{listener.getsockname()[1]}/{query}")
+    print(f"http://{address}:{listener.getsockname()[1]}/{query}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):  # how one stops looking
         server.run(sockets=[listener])
 

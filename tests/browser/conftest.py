@@ -22,8 +22,9 @@ expect.set_options(timeout=20_000)  # milliseconds, on a machine that does other
 Serve = Callable[..., str]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """For a module: while it is open, Playwright's event loop runs in this thread, and no test can start its own."""
     if not CHROMIUM.is_file():
         reason = f"no Chromium at {CHROMIUM}; install Debian's chromium or set LEASH_CHROMIUM"
         if os.environ.get("LEASH_REQUIRE_TOOLS"):
@@ -77,7 +78,7 @@ def serve() -> Iterator[Serve]:
 @contextmanager
 def _dash(*folders: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "orchestration.cli", "dash", *map(str, folders)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None

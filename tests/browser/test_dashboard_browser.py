@@ -236,7 +236,7 @@ def test_rollouts_are_searched_filtered_sorted_and_shared_as_a_link(
     expect(prompts.first).to_contain_text("This film is")
     page.get_by_label("Text").fill("DULL")
     expect(prompts).to_have_count(1)
-    expect(page.get_by_role("article")).to_contain_text("dull")
+    expect(page.get_by_role("article", name="Completion 1 of 1")).to_contain_text("dull")
     page.get_by_label("Score at least").fill("1")
     expect(page.get_by_text("No rollout of this step is like that.")).to_be_visible()
     page.get_by_label("Text").fill("")
@@ -255,7 +255,7 @@ def test_new_steps_do_not_take_the_reader_away(page: Page, serve: Serve, run: Ma
     run.samples(3, [[row("This film", "is dull", 0.0)]])
     run.step(3, score_mean=0.0)
     page.get_by_role("button", name="Later step").click()
-    expect(page.get_by_role("article")).to_contain_text("dull")
+    expect(page.get_by_role("article", name="Completion 1 of 1")).to_contain_text("dull")
     assert "step=3" in page.url
 
 

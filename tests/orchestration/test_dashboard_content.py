@@ -36,12 +36,12 @@ def test_every_figure_of_the_contract_without_labels_has_its_chart_and_no_other(
         assert titles == ([] if metric.record == "step" else [metric.panel.title])
 
 
-def test_units_of_time_and_size_are_not_repeated_in_the_label() -> None:
+def test_a_label_is_the_metrics_name_in_words_without_seconds() -> None:
     charts = charts_of(["wait_batch_s", "bytes", "completion_tokens"])
     assert [series["label"] for chart in charts for series in chart["series"]] == [
         "completion tokens",
         "wait batch",
-        "weight push",
+        "weight push bytes",
     ]
 
 

@@ -20,8 +20,9 @@ export function createPlot(element, data, { smoothing, onCursor, onZoom, marks, 
   const options = {
     width: Math.max(element.clientWidth, 200),
     height: HEIGHT,
+    padding: [8, null, 0, 0],
     legend: { show: false },
-    scales: { x: { time: false, range: xRange }, left: {}, right: {} },
+    scales: { x: { time: false, range: xRange }, left: { range: yRange }, right: { range: yRange } },
     series: [{}, ...data.lines.flatMap((line) => seriesOf(line, smoothing, data.steps.length < FEW_STEPS))],
     axes: axesOf(data.axes),
     cursor: {
@@ -93,6 +94,13 @@ function wholeStep(value) {
 function xRange(plot, min, max) {
   if (min === null) return [0, 1];
   return min === max ? [min - 1, max + 1] : [min, max];
+}
+
+// A little more than the figures; around figures that are all the same, as much again.
+function yRange(plot, min, max) {
+  if (min === null) return [0, 1];
+  if (min !== max) return uPlot.rangeNum(min, max, 0.1, true);
+  return min === 0 ? [0, 1] : [Math.min(0, 2 * min), Math.max(0, 2 * max)];
 }
 
 function zoomTo(plot, onZoom) {

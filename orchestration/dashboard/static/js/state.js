@@ -10,7 +10,7 @@ const DEFAULTS = {
   to: "",
   kinds: "", // of events, that are left out
   step: "", // of rollouts; the last if empty
-  group: "0",
+  group: "", // its position; the first that is listed if empty
   text: "",
   min: "",
   sort: "order",

@@ -12,8 +12,8 @@ export class RolloutsView {
   constructor(element) {
     this.loaded = {}; // what was fetched: path -> content
     this.asked = 0; // how often; an answer to an older question is dropped
-    this.select = new RunSelect({ step: "", group: "0" });
-    this.step = h("select", { onchange: () => change({ step: this.step.value, group: "0" }, { keep: true }) });
+    this.select = new RunSelect({ step: "", group: "" });
+    this.step = h("select", { onchange: () => change({ step: this.step.value, group: "" }, { keep: true }) });
     this.earlier = h("button", { type: "button", "aria-label": "Earlier step", onclick: () => this.turn(-1) }, "‹");
     this.later = h("button", { type: "button", "aria-label": "Later step", onclick: () => this.turn(1) }, "›");
     this.text = h("input", { type: "search", oninput: () => change({ text: this.text.value }) });
@@ -63,7 +63,7 @@ export class RolloutsView {
     if (asked !== this.asked) return;
     this.showSteps(steps, step);
     const chosen = chosenGroups(groups, state());
-    const position = chosen.find((group) => group.position === Number(state().group))?.position ?? chosen[0]?.position;
+    const position = (chosen.find((group) => String(group.position) === state().group) ?? chosen[0])?.position;
     this.showList(groups, chosen, step, position);
     if (position === undefined) {
       this.shown = null;
@@ -110,7 +110,7 @@ export class RolloutsView {
 
   turn(direction) {
     const step = this.steps[this.steps.indexOf(Number(this.step.value)) + direction];
-    if (step !== undefined) change({ step, group: "0" }, { keep: true });
+    if (step !== undefined) change({ step, group: "" }, { keep: true });
   }
 }
 
