@@ -24,7 +24,7 @@ Serve = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """For one module: while it is open, Playwright's event loop runs in this thread, and no test can start another."""
+    """For one module: Playwright's event loop runs in this thread, and tests beside it cannot start theirs."""
     if not CHROMIUM.is_file():
         reason = f"no Chromium at {CHROMIUM}; install Debian's chromium or set LEASH_CHROMIUM"
         if os.environ.get("LEASH_REQUIRE_TOOLS"):
