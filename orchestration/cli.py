@@ -14,6 +14,7 @@ from core.errors import UserError, WorkerError
 from orchestration.alarm.command import add_alarm_command
 from orchestration.assets import ASSET_PREFIX, RATINGS, prepare
 from orchestration.config import Recipe
+from orchestration.dashboard.command import add_dashboard_command
 from orchestration.doctor.command import add_doctor_command
 from orchestration.planning.command import add_plan_command
 from orchestration.recipe import load_recipe
@@ -43,6 +44,7 @@ A RUN is the folder of a run. While it works, it can be asked and steered from a
 
   leash status runs/a                                     what it does now, or how far it came
   leash set runs/a kl_coef=0.05                           and pause, resume, scale
+  leash dash runs/a runs/b                                curves, events and rollouts in the browser
   leash verify runs/a                                     was every trajectory trained on once, or discarded?
   leash export runs/a rollouts.parquet                    every trajectory and what became of it
   leash alarm runs/a                                      does the policy cheat its reward?
@@ -159,6 +161,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_alarm_command(add)
     add_submit_command(add)
     add_doctor_command(add)
+    add_dashboard_command(add)
     args, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:

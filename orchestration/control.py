@@ -163,7 +163,7 @@ def _app(controls: Controls, carry_out: Callable[[Coroutine[Any, Any, None]], Aw
     """The routes. Each order is answered with the status after it."""
 
     async def status(request: Request) -> JSONResponse:
-        return JSONResponse(_finite(controls.status()))
+        return JSONResponse(jsonable(controls.status()))
 
     async def scale(request: Request) -> JSONResponse:
         await carry_out(controls.scale(_sizes(await _body(request))))
@@ -248,17 +248,6 @@ async def _failed(request: Request, error: Exception) -> JSONResponse:
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:
     return _error(500, f"{type(error).__name__}: {error}")  # and its traceback on the run's terminal
-
-
-def _finite(value: Any) -> Any:
-    """The value without NaN and infinity, also within lists."""
-    match value:
-        case Mapping():
-            return {key: _finite(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [_finite(inner) for inner in value]
-        case _:
-            return jsonable(value)
 
 
 def _write_private(file: Path, text: str) -> None:

@@ -208,9 +208,13 @@ def append_line(file: Path, content: Mapping[str, object]) -> None:
 
 def jsonable(value: object) -> object:
     """The value, without NaN and infinity."""
-    if isinstance(value, Mapping):
-        return {key: jsonable(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    match value:
+        case Mapping():
+            return {key: jsonable(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [jsonable(inner) for inner in value]
+        case _:
+            return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:

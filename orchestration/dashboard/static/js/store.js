@@ -1,0 +1,56 @@
+// What the server has told, as it comes in.
+
+export const store = {
+  charts: [],
+  runs: [], // { index, name, recipe, records, events, status, problems }
+};
+const listeners = [];
+let changed = new Set();
+
+// Calls the listener once a frame with what changed: "charts", "records", "events", "status", "problem".
+export function onNews(listener) {
+  listeners.push(listener);
+}
+
+// Fetches the runs, then follows them for as long as the page is open.
+export async function follow(sayConnection) {
+  const { runs } = await get("api/runs");
+  store.runs = runs.map((run, index) => ({ ...run, index, records: [], events: [], status: null, problems: {} }));
+  const source = new EventSource("api/stream");
+  source.onopen = () => sayConnection(true);
+  source.onerror = () => sayConnection(false);
+  for (const [kind, take] of Object.entries(TAKE)) {
+    source.addEventListener(kind, (message) => {
+      take(JSON.parse(message.data));
+      if (changed.size === 0) requestAnimationFrame(tell);
+      changed.add(kind);
+    });
+  }
+}
+
+// JSON from the server; an error with what it says is wrong.
+export async function get(path) {
+  const response = await fetch(path);
+  const content = await response.json();
+  if (!response.ok) throw new Error(content.error);
+  return content;
+}
+
+const TAKE = {
+  charts: ({ charts }) => { store.charts = charts; },
+  records: (news) => append("records", news),
+  events: (news) => append("events", news),
+  status: ({ run, status }) => { store.runs[run].status = status; },
+  problem: ({ run, file, text }) => { store.runs[run].problems[file] = text; },
+};
+
+function append(what, { run, is_anew, rows }) {
+  if (is_anew) store.runs[run][what] = [];
+  store.runs[run][what].push(...rows);
+}
+
+function tell() {
+  const news = changed;
+  changed = new Set();
+  listeners.forEach((listener) => listener(news));
+}
