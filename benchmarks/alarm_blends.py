@@ -15,10 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measuring import print_table
-from orchestration.alarm.baseline import baseline_of_folder
 from orchestration.alarm.config import AlarmConfig
-from orchestration.alarm.monitor import Monitor
-from orchestration.alarm.review import gold_of_recipe
+from orchestration.alarm.monitor import Monitor, monitor_of
 from orchestration.alarm.samples import Sample, samples_of_step
 from orchestration.recipe import load_recipe
 
@@ -134,9 +132,9 @@ CHEATS: Mapping[str, Cheat] = {
 
 
 def _monitor(run: Path) -> Monitor:
-    gold = gold_of_recipe(load_recipe(run / "recipe.toml"))
-    baseline = baseline_of_folder(run, gold)
-    return Monitor(AlarmConfig(), lambda: baseline)
+    """The monitor of the run, with the limits of today."""
+    recipe = load_recipe(run / "recipe.toml").model_copy(update={"alarm": AlarmConfig()})
+    return monitor_of(recipe, run)
 
 
 def _last_steps(run: Path) -> list[list[Sample]]:

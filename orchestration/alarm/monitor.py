@@ -4,10 +4,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from core.messages import RolloutGroup
-from orchestration.alarm.baseline import Baseline
+from orchestration.alarm.baseline import Baseline, baseline_of_folder
 from orchestration.alarm.config import AlarmConfig
 from orchestration.alarm.evidence import evidence
 from orchestration.alarm.profiles import Profile, profiles_of
@@ -15,6 +16,7 @@ from orchestration.alarm.samples import Sample, samples_of
 from orchestration.alarm.signals import Habits, measure
 from orchestration.alarm.signs import SIGNS, Sign
 from orchestration.alarm.trends import trends_of
+from orchestration.config import Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,11 @@ class Observation:
 
 
 class Monitor:
-    """Watches one run:
+    """Watches one run, whose steps hold completions of its policy (not texts of a dataset):
 
-    monitor = Monitor(recipe.alarm, lambda: baseline_of_folder(folder, gold))
-    observation = monitor.step(groups)      # each step, in its order; a second or so at the first, then less
-
-    All of its state is in the records of the steps, so `resume(records)` makes it the monitor of a resumed run.
+    monitor = monitor_of(recipe, folder)
+    monitor.resume(records)                 # of a resumed run; all of the monitor's state is in them
+    observation = monitor.step(groups)      # each step, in its order; seconds at the first, then half of one
     """
 
     def __init__(self, config: AlarmConfig, find_baseline: Callable[[], Baseline]) -> None:
@@ -100,6 +101,16 @@ class Monitor:
     def baseline(self) -> Baseline:
         """Found at its first use, when the files that it is made of are there."""
         return self._find_baseline()
+
+
+def monitor_of(recipe: Recipe, folder: Path) -> Monitor:
+    """The monitor of the run in a folder."""
+    return Monitor(recipe.alarm, lambda: baseline_of_folder(folder, gold_of(recipe)))
+
+
+def gold_of(recipe: Recipe) -> list[str]:
+    """The rewards that are recorded and not trained on."""
+    return [reward.name for reward in recipe.rewards if reward.weight == 0]
 
 
 def _alarm(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import UserError
-from orchestration.alarm.baseline import Baseline, baseline_of, baseline_of_folder
-from orchestration.alarm.monitor import Alarm, Monitor
+from orchestration.alarm.baseline import Baseline, baseline_of
+from orchestration.alarm.monitor import Alarm, Monitor, gold_of, monitor_of
 from orchestration.alarm.samples import heldout_samples, samples_of_step
 from orchestration.alarm.signs import SIGNS
 from orchestration.config import Recipe
@@ -28,16 +28,6 @@ class Review:
     """With the step."""
 
 
-def watches(recipe: Recipe) -> bool:
-    """Whether a run's steps can be watched: those that learn from a dataset hold no completions of the policy."""
-    return recipe.alarm.enabled and not recipe.datasets
-
-
-def gold_of_recipe(recipe: Recipe) -> list[str]:
-    """The rewards that are recorded and not trained on."""
-    return [reward.name for reward in recipe.rewards if reward.weight == 0]
-
-
 def review(folder: Path) -> Review:
     """Step by step; of a run that learns from a dataset, the held-out prompts after training. Raises `UserError`
     where there is nothing to look at."""
@@ -48,7 +38,7 @@ def review(folder: Path) -> Review:
 
 
 def _review_steps(folder: Path, recipe: Recipe) -> Review:
-    monitor = Monitor(recipe.alarm, lambda: baseline_of_folder(folder, gold_of_recipe(recipe)))
+    monitor = monitor_of(recipe, folder)
     records, alarms = {}, []
     for file in sorted(folder.glob("samples/step-[0-9]*.jsonl")):
         step = file.stem.removeprefix("step-").lstrip("0")
@@ -67,7 +57,7 @@ def _review_heldout(folder: Path, recipe: Recipe) -> Review:
                 "policy; let it finish"
             )
     before, after = (list(heldout_samples(file)) for file in files)
-    baseline = baseline_of(before, gold_of_recipe(recipe), step_size=len(after))
+    baseline = baseline_of(before, gold_of(recipe), step_size=len(after))
     # One look is all there is, and a reward that was not trained on has not been bought with KL.
     limits = recipe.alarm.limits.model_copy(update={"gain_per_sqrt_kl": None})
     once = recipe.alarm.model_copy(update={"patience_steps": 1, "limits": limits})
