@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from actors.rewards import FunctionReward, RewardModel, load_function
+from actors.reward_model import RewardModel
+from actors.rewards import FunctionReward, load_function
 from core.config import ModelConfig
 from core.errors import UserError
 from core.messages import Completion
