@@ -6,16 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-
 from actors.config import RewardConfig, RewardFunctionReward, RewardModelReward, RewardServerReward
 from actors.reward_service.client import HttpReward
 from core.config import ModelConfig
 from core.errors import RewardError, UserError
-from core.messages import Bools, Completion, Int32s
-from core.models import check_same_tokenizer, load_scalar_model
-from core.packing import pack_row
+from core.messages import Completion
 
 RewardFunction = Callable[..., Sequence[float]]
 """TRL's signature: `reward(prompts, completions, **columns) -> list[float]`."""
@@ -35,41 +30,15 @@ def load_reward(config: RewardConfig, path: Path | None, model_path: Path, model
     match config:
         case RewardModelReward():
             assert path is not None, "reward models are found before processes start"
+            # torch stays out of processes that only call a function or a server.
+            from actors.reward_model import RewardModel
+
             device = "cuda" if config.resources.num_gpus else "cpu"
             return RewardModel(path, model_path, model, device=device)
         case RewardFunctionReward():
             return FunctionReward(config.function)
         case RewardServerReward():
             return HttpReward(config)
-
-
-class RewardModel:
-    """A scalar reward model, scored at the last token of prompt and completion."""
-
-    def __init__(self, path: Path, model_path: Path, model: ModelConfig, *, device: str) -> None:
-        check_same_tokenizer(model_path, path)
-        self._device = torch.device(device)
-        self._model = load_scalar_model(path, model.dtype).to(self._device).eval()
-        self._special_ids = _special_ids(path)
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids are below it."""
-        return int(self._model.model.config.vocab_size)
-
-    @torch.inference_mode()
-    def score(self, completions: Sequence[Completion]) -> list[float]:
-        """The head's output at the last token that is text: an end-of-sequence token is not."""
-        row = pack_row([self._text_only(completion) for completion in completions])
-        return [float(score) for score in self._model.final_scores(row.to(self._device)).cpu()]
-
-    def _text_only(self, completion: Completion) -> tuple[Int32s, Bools]:
-        stop = len(completion.token_ids_T)
-        while (
-            stop > completion.num_prompt_tokens and int(completion.token_ids_T[stop - 1]) in self._special_ids
-        ):
-            stop -= 1
-        return completion.token_ids_T[:stop], np.zeros(stop, dtype=bool)
 
 
 class FunctionReward:
@@ -132,9 +101,3 @@ def load_function(reference: str) -> RewardFunction:
         raise UserError(f"rewards: {reference!r} is a {type(function).__name__}, not a function")
     loaded: RewardFunction = function
     return loaded
-
-
-def _special_ids(path: Path) -> frozenset[int]:
-    from transformers import AutoTokenizer  # slow to import, and only reward models need it
-
-    return frozenset(AutoTokenizer.from_pretrained(path).all_special_ids)

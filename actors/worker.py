@@ -98,18 +98,20 @@ class ScorerWorker:
 
     async def ready(self) -> None:
         """Load the model. Not done while the process is made, because Ray would wrap a `UserError` of that."""
-        # torch stays out of the driver, which only needs this module's handles.
-        from actors.decoding import decoding_of
-        from actors.reference import ReferenceScorer
-        from actors.rewards import load_reward
-
         setup, config = self._setup, self._config
         if isinstance(config, ReferenceConfig):
+            # torch stays out of the driver, which only needs this module's handles, and of functions' processes.
+            from actors.decoding import decoding_of
+            from actors.reference import ReferenceScorer
+
             device = "cuda" if config.resources.num_gpus else "cpu"
             scorer: Any = ReferenceScorer(
                 setup.model_path, setup.model, decoding=decoding_of(setup.rollout), device=device
             )
         else:
+            # Users' functions, which the driver does not load.
+            from actors.rewards import load_reward
+
             scorer = load_reward(config, self._path, setup.model_path, setup.model)
         budget = getattr(config, "token_budget", FUNCTION_BATCH_TOKENS)
         self._batcher = DynamicBatcher(scorer.score, cost=lambda c: len(c.token_ids_T), budget=budget)

@@ -21,6 +21,10 @@ class WorkerSilent(WorkerLost):
     """Another process did not answer in time. The message says what it was doing, if that could be found out."""
 
 
+class OverOptimized(WorkerError):
+    """The alarm has stopped the run: the policy seems to cheat its reward."""
+
+
 class LearnerLost(WorkerLost):
     """A rank of the learner died or was silent, and with it the group: it goes on from the last checkpoint."""
 

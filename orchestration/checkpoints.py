@@ -78,7 +78,7 @@ class Checkpoints:
         for damage in self._folder.damaged:
             self._log.note(f"not resumed from a damaged checkpoint: {damage}")
         version = 0 if checkpoint is None else await self._learner.load(checkpoint.absolute())
-        self._log.records = self._folder.cut_records_after(version)
+        self._log.resume(self._folder.cut_records_after(version))
         if checkpoint is not None:
             self._log.checkpoint(checkpoint)
             self._log.note(f"resumed from {checkpoint}")

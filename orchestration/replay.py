@@ -27,6 +27,7 @@ from orchestration.recipe import load_recipe
 from orchestration.run_folder import LEDGER_FOLDER, RunFolder
 from orchestration.run_log import RunLog
 from orchestration.terminal import TerminalView
+from orchestration.trackers.sink import TrackerSink
 from orchestration.trainer import Trainer
 
 
@@ -80,7 +81,8 @@ def learn(run: Path, into: Path) -> None:
     hub = MetricsHub(None)
     try:
         with cluster.joined(None):
-            asyncio.run(_learn(recipe, inputs, run, source, folder, RunLog(folder.path, hub, view)))
+            log = RunLog(folder.path, hub, view, TrackerSink({}, note=view.note, samples_per_step=0))
+            asyncio.run(_learn(recipe, inputs, run, source, folder, log))
     finally:
         view.stop()
         hub.close()

@@ -34,11 +34,10 @@ def serve_reward(
         model_path=resolve_model(recipe.model.path) if isinstance(reward, RewardModelReward) else Path(),
         model=recipe.model,
     )
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(0)
-    )  # uvicorn raises it again once it has answered everybody
     process = ScoringProcess(source, deadline_s=deadline_s, start_s=recipe.deadlines.start_s)
     with listen(host, port) as listener:
+        # uvicorn answers who still waits, then raises the signal again.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         try:
             process.start()
             service = RewardService(reward.name, process, _limits(recipe, reward, deadline_s))

@@ -12,6 +12,7 @@ from core.errors import LearnerLost, UserError
 from core.stream import SeededStream
 from core.worker_report import own_report
 from orchestration import cluster
+from orchestration.alarm.monitor import monitor_of
 from orchestration.checkpoints import Checkpoints
 from orchestration.config import Recipe
 from orchestration.control import ControlServer
@@ -26,6 +27,9 @@ from orchestration.run_log import RunLog
 from orchestration.sources import DatasetGroups, GroupSource, JournaledGroups, SampledGroups
 from orchestration.summary import run_figures
 from orchestration.terminal import TerminalView, before_after_markdown, before_after_table
+from orchestration.trackers.opening import flat_settings, open_trackers
+from orchestration.trackers.sink import TrackerSink
+from orchestration.trackers.tracker import TrackedRun
 from orchestration.trainer import Trainer
 
 
@@ -51,7 +55,16 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
             ),
             cluster.joined(address),
         ):
-            return asyncio.run(Run(recipe, inputs, folder, hub, view, started).execute())
+            tracked = TrackedRun(
+                name=folder.path.name, folder=folder.path, settings=flat_settings(recipe.model_dump())
+            )
+            trackers = open_trackers(recipe.trackers, tracked, note=view.note)
+            summary = None
+            try:
+                summary = asyncio.run(Run(recipe, inputs, folder, hub, view, trackers, started).execute())
+                return summary
+            finally:
+                trackers.close(summary)
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     except UserError:
@@ -72,13 +85,16 @@ class Run:
         folder: RunFolder,
         hub: MetricsHub,
         view: TerminalView,
+        trackers: TrackerSink,
         started: float,
     ) -> None:
         self._recipe = recipe
         self._inputs = inputs
         self._folder = folder
         self._view = view
-        self._log = RunLog(folder.path, hub, view)
+        self._log = RunLog(folder.path, hub, view, trackers)
+        if recipe.alarm.enabled and not recipe.datasets:  # of a dataset's texts none is the policy's
+            self._log.monitor = monitor_of(recipe, folder.path)
         self._hub = hub
         self._started = started
         self._seconds_to_first_step: float | None = None
@@ -216,7 +232,7 @@ class Run:
     async def _after_step(self, version: int) -> None:
         if self._seconds_to_first_step is None:
             self._seconds_to_first_step = time.perf_counter() - self._started
-        self._controls.after_step()
+        await self._controls.after_step()
         for kind, fleet in self._workers.fleets.items():
             self._log.retries(kind, fleet.num_retries)
         self._log.retries("rollout", self._workers.pool.num_retries)

@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from core.errors import UserError
+from core.errors import OverOptimized, UserError
+from orchestration.alarm.monitor import Alarm
 from orchestration.autoscaler import Autoscaler
 from orchestration.cluster import Workers
 from orchestration.config import Recipe
@@ -43,7 +44,7 @@ class RunControls:
             "policy_version": self._workers.pool.policy_version,
             "seconds": time.perf_counter() - self._started,
             "workers": [worker for fleet in self._workers.fleets.values() for worker in self._of(fleet)],
-            "settings": {"kl_coef": self._recipe.kl.kl_coef} | self._last_settings() | self._changed,
+            "settings": self._status_settings(),
             "events": list(self._log.events),
         }
 
@@ -60,8 +61,11 @@ class RunControls:
             if kind == "rollout" and self._autoscaler:
                 self._autoscaler.set_size(size)
 
-    def after_step(self) -> None:
-        """Let the autoscaler, if there is one, look at the last step."""
+    async def after_step(self) -> None:
+        """Act on the last step's alarms, and let the autoscaler, if there is one, look at it."""
+        if self._log.alarms:
+            alarms, self._log.alarms = self._log.alarms, []
+            await self._act_on(alarms)
         if self._autoscaler is None:
             return
         record = self._log.records[-1]
@@ -94,6 +98,24 @@ class RunControls:
         for key, value in self._changed.items():
             await self._settings[key](value)
 
+    async def _act_on(self, alarms: Sequence[Alarm]) -> None:
+        """What the recipe has the alarm do. Raises `OverOptimized`."""
+        config = self._recipe.alarm
+        match config.action:
+            case "warn":
+                return
+            case "raise_kl":
+                now: float = self._status_settings()["kl_coef"]
+                await self.set({"kl_coef": str(now * config.kl_factor)})
+            case "pause":
+                await self.pause()
+            case "stop":
+                raise OverOptimized(
+                    f"stopped by the alarm after step {self._log.records[-1]['step']}: "
+                    + " ".join(alarm.sentence for alarm in alarms)
+                    + " What has been saved is from before; raise kl_coef or mend the reward, or set alarm.action."
+                )
+
     def _scale(self, kind: str, size: int, reason: str) -> None:
         fleet = self._workers.fleets[kind]
         self._log.event("scale", f"{kind}: {fleet.size} -> {size} workers, {reason}")
@@ -112,9 +134,10 @@ class RunControls:
             raise UserError(f"{key}={text}: give a number, 0 or more")
         return value
 
-    def _last_settings(self) -> dict[str, float]:
+    def _status_settings(self) -> dict[str, float]:
         record = self._log.records[-1] if self._log.records else {}
-        return {key: record[key] for key in self._settings if key in record}
+        last = {key: record[key] for key in self._settings if key in record}
+        return {"kl_coef": self._recipe.kl.kl_coef} | last | self._changed
 
     def _of(self, fleet: Any) -> list[dict[str, Any]]:
         serving = self._workers.pool.policy_version if fleet.kind == "rollout" else None

@@ -1,5 +1,6 @@
 """What the loop and the workers report, told to all who watch: metrics hub, run folder, terminal, journal."""
 
+import asyncio
 import json
 import time
 from collections import deque
@@ -12,11 +13,13 @@ from actors.run_samples import rows_of
 from actors.slot import WorkerState
 from core.messages import RolloutGroup
 from core.worker_report import WorkerReport
+from orchestration.alarm.monitor import Alarm, Monitor
 from orchestration.ledger import Ledger
 from orchestration.metrics_hub import MetricsHub
 from orchestration.run_folder import append_line
 from orchestration.step_record import rollout_figures, timing_figures
 from orchestration.terminal import TerminalView
+from orchestration.trackers.sink import TrackerSink
 
 NUM_EVENTS = 20
 """That a status tells of."""
@@ -25,10 +28,15 @@ NUM_EVENTS = 20
 class RunLog:
     """The trainer's observer."""
 
-    def __init__(self, run_folder: Path, hub: MetricsHub, view: TerminalView) -> None:
+    def __init__(self, run_folder: Path, hub: MetricsHub, view: TerminalView, trackers: TrackerSink) -> None:
         self._folder = run_folder
         self._hub = hub
         self._view = view
+        self._trackers = trackers
+        self.monitor: Monitor | None = None
+        """Watches what is sampled, if it is to be watched."""
+        self.alarms: list[Alarm] = []
+        """Raised, and not yet acted on."""
         self._started = time.perf_counter()
         self._memory: dict[str, float] = {}
         self._lengths = [0, 0]
@@ -46,6 +54,12 @@ class RunLog:
         """Where the run's events are journaled, once it is open."""
         (run_folder / "samples").mkdir(exist_ok=True)
 
+    def resume(self, records: list[dict[str, Any]]) -> None:
+        """Go on after the last of these records, and forget any other."""
+        self.records = records
+        if self.monitor is not None:
+            self.monitor.resume(records)
+
     def phase(self, name: str) -> None:
         """What the run does, or waits for, from now on."""
         self.phase_name = name
@@ -60,6 +74,7 @@ class RunLog:
         self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
         if not quiet:
             self._view.note(text)
+        self._trackers.event(kind, text)
         step = self.records[-1]["step"] if self.records else 0
         append_line(
             self._folder / "events.jsonl", {"time_s": time.time(), "step": step, "kind": kind, "text": text}
@@ -113,7 +128,7 @@ class RunLog:
         self._hub.set("leash_checkpoint_bytes", sum(sizes))
         self._hub.set("leash_checkpoint_timestamp_seconds", folder.stat().st_mtime)
 
-    def step(
+    async def step(
         self,
         version: int,
         groups: Sequence[RolloutGroup],
@@ -126,12 +141,26 @@ class RunLog:
         record |= rollout_figures(groups, version) | learning | timing_figures(groups, timing)
         record |= self._length_ratio(groups, timing)
         record |= {f"memory_{worker}_bytes": size for worker, size in self._memory.items()}
+        rows = [row for group in groups for row in rows_of(group)]
+        self._write_samples(rows, version)
+        record |= await self._audit(groups)
         self.records.append(record)
         append_line(self._folder / "metrics.jsonl", record)
         self._hub.publish(record)
         self._count(record, groups)
-        self._write_samples(groups, record["step"])
+        self._trackers.step(record, rows)
         self._view.step(record)
+
+    async def _audit(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """What the alarm has to say of a step's completions. In a thread: workers must be answered meanwhile."""
+        if self.monitor is None:
+            return {}
+        seen = await asyncio.to_thread(self.monitor.step, groups)
+        for alarm in seen.alarms:
+            self._hub.add("leash_alarms_total", 1, signal=alarm.signal)
+            self.event("alarm", alarm.sentence)
+        self.alarms += seen.alarms
+        return seen.record
 
     def _count(self, record: dict[str, Any], groups: Sequence[RolloutGroup]) -> None:
         hub = self._hub
@@ -157,8 +186,8 @@ class RunLog:
         )
         return {"trained_length_ratio": self._lengths[1] / self._lengths[0] / timing["sampled_length"]}
 
-    def _write_samples(self, groups: Sequence[RolloutGroup], step: int) -> None:
-        lines = [json.dumps(row) for group in groups for row in rows_of(group)]
+    def _write_samples(self, rows: Sequence[dict[str, Any]], step: int) -> None:
+        lines = [json.dumps(row) for row in rows]
         (self._folder / "samples" / f"step-{step:06d}.jsonl").write_text(
             "\n".join(lines) + "\n", encoding="utf-8"
         )

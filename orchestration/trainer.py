@@ -47,7 +47,7 @@ class Observer(Protocol):
 
     def phase(self, name: str) -> None: ...
 
-    def step(
+    async def step(
         self,
         version: int,
         groups: Sequence[RolloutGroup],
@@ -134,7 +134,9 @@ class Trainer:
                 started = timing["started"]  # what follows runs beside the next step's rollouts
                 queue.release_step()
                 flow = {"queue_depth": queue_depth, "wait_policy_s": queue.take_idle_s()}
-                self._observer.step(version, groups, learning, timing | flow | self._pool.take_figures())
+                await self._observer.step(
+                    version, groups, learning, timing | flow | self._pool.take_figures()
+                )
                 await after_step(version)
         finally:
             producer.cancel()

@@ -23,6 +23,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 8.0
 """Between two tries: twice as long each time."""
 MAX_BATCH = 256
 """Completions of one request."""
+MARGIN_BYTES = 100
+"""Of a body, for what is around the completions."""
 TRANSIENT = {429, 502, 503, 504}
 """Full, a proxy without a server behind it, starting, late."""
 
@@ -47,14 +49,13 @@ class HttpReward:
     def _bodies(self, completions: Sequence[Completion]) -> Iterator[tuple[int, bytes]]:
         """(number of completions, JSON of a `ScoreBatchRequest`), each short enough for the server."""
         items: list[str] = []
+        size = 0
         for completion in completions:
             item = self._item(completion)
-            if items and (
-                len(items) == MAX_BATCH
-                or sum(map(len, items)) + len(items) + len(item) > MAX_BODY_BYTES - 100
-            ):
+            size += len(item) + 1
+            if items and (len(items) == MAX_BATCH or size > MAX_BODY_BYTES - MARGIN_BYTES):
                 yield len(items), _batch(items)
-                items = []
+                items, size = [], len(item) + 1
             items.append(item)
         if items:
             yield len(items), _batch(items)

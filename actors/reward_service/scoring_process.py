@@ -28,6 +28,8 @@ from core.messages import Completion
 if TYPE_CHECKING:
     from actors.rewards import Reward
 
+LAST_MOMENTS_S = 5.0
+"""From the end of a process's pipe to its exit code."""
 Outcome = float | str
 """A score, or why there is none."""
 
@@ -101,6 +103,8 @@ class ScoringProcess:
                 raise WorkerSilent(f"the reward did not answer within {deadline_s:g} s ({what})")
             return self._pipe.recv()
         except (EOFError, ConnectionError) as error:
+            assert self._process is not None
+            self._process.join(LAST_MOMENTS_S)
             raise WorkerLost(f"the reward's process died ({what}), exit code {self._end()}") from error
 
 

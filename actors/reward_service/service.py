@@ -56,8 +56,8 @@ class RewardService:
         return self._num_waiting
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[float]:
-        """A score each. Raises `UserError` for tokens that the reward cannot take, `QueueFull`, `RewardError` if one
-        has no score, `WorkerSilent` or `WorkerLost` if the reward hangs or dies."""
+        """A score each. Raises `UserError` for tokens that the reward cannot take, `QueueFull`, `RewardError` if
+        one has no score, `WorkerSilent` or `WorkerLost` if the reward hangs or dies."""
         for request in requests:
             self._check_tokens(request)
         if self._num_waiting + len(requests) > self.limits.max_waiting:

@@ -119,3 +119,4 @@ def test_a_caller_who_left_does_not_disturb_the_others() -> None:
     first, left, last = asyncio.run(leave_early())
     assert (first, last) == (2, 6)
     assert isinstance(left, asyncio.CancelledError)
+    assert function.batches == [[1], [3]]  # nothing is computed for nobody

@@ -3,15 +3,21 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from actors.rewards import FunctionReward, RewardModel, load_function
+from actors.config import RewardServerReward
+from actors.reward_model import RewardModel
+from actors.reward_service.client import HttpReward
+from actors.reward_service.scoring_process import outcomes_of
+from actors.rewards import FunctionReward, load_function
 from core.config import ModelConfig
-from core.errors import UserError
+from core.errors import RewardError, UserError
 from core.messages import Completion
+from tests.actors.reward_service.served import TOKEN, serving
 from tests.fakes import make_completion, make_prompt, save_tiny_tokenizer
 
 EOS = 1
@@ -171,3 +177,20 @@ def test_a_reward_model_must_share_the_tokenizer(reward_folder: Path, tmp_path: 
     save_tiny_tokenizer(tmp_path, "other", "words")
     with pytest.raises(UserError, match="its tokenizer is not the one of"):
         RewardModel(reward_folder, tmp_path, ModelConfig(path="unused"), device="cpu")
+
+
+def test_a_reward_model_behind_a_server_gives_the_very_same_numbers(reward_model: RewardModel) -> None:
+    completions = [
+        make_completion(5, 6, 7),
+        make_completion(8, EOS),
+        make_completion(9, 10, prompt=make_prompt(3, 4, 5)),
+    ]
+    with serving(
+        lambda batch: outcomes_of(reward_model, batch), vocab_size=reward_model.vocab_size
+    ) as served:
+        config = RewardServerReward(kind="http", name="far", url=served.url, token_env="TOKEN")
+        with patch.dict("os.environ", TOKEN=TOKEN):
+            far = HttpReward(config)
+        assert far.score(completions) == reward_model.score(completions)
+        with pytest.raises(RewardError, match="token id 20: the reward model knows those below 20"):
+            far.score([make_completion(20)])

@@ -8,7 +8,9 @@ import pytest
 
 from actors.config import AutoscaleConfig, FaultsConfig
 from actors.fleet import Fleet
-from core.errors import UserError
+from core.errors import OverOptimized, UserError
+from orchestration.alarm.config import AlarmConfig
+from orchestration.alarm.monitor import Alarm
 from orchestration.cluster import Workers
 from orchestration.run_controls import RunControls
 from orchestration.run_log import RunLog
@@ -44,6 +46,7 @@ class FakeLog:
     def __init__(self) -> None:
         self.records = [{"step": 7, "kl_coef": 0.3, "rollout_s": 8.0, "step_s": 10.0}]
         self.events: list[str] = []
+        self.alarms: list[Alarm] = []
 
     def event(self, kind: str, text: str) -> None:
         self.events.append(f"{kind}: {text}")
@@ -60,16 +63,22 @@ class FakeConfig:
     class kl:
         kl_coef = 0.1
 
+    alarm = AlarmConfig()
+
     class rollout:
         workers = 1
         autoscale: AutoscaleConfig | None = None
 
 
+NO_ACTION = AlarmConfig()
+ALARM = Alarm(signal="length", value=9.0, baseline=3.0, deviation=8.0, sentence="Three times as long.")
+
+
 class Controlled:
     """Controls of a run with one rollout worker and one reference."""
 
-    def __init__(self, autoscale: AutoscaleConfig | None = None) -> None:
-        FakeConfig.rollout.autoscale = autoscale
+    def __init__(self, autoscale: AutoscaleConfig | None = None, alarm: AlarmConfig = NO_ACTION) -> None:
+        FakeConfig.rollout.autoscale, FakeConfig.alarm = autoscale, alarm
         self.trainer, self.learner, self.log = FakeTrainer(), FakeLearner(), FakeLog()
         self.fleets: dict[str, Fleet[Any]] = {
             kind: Fleet(kind, FakeWorker, faults=FaultsConfig(), start_s=100)
@@ -179,8 +188,8 @@ def test_the_autoscaler_scales_the_rollout_workers_and_says_why() -> None:
     run = Controlled(AutoscaleConfig(max_workers=4, window_steps=2))
 
     async def two_steps() -> None:
-        run.controls.after_step()
-        run.controls.after_step()
+        await run.controls.after_step()
+        await run.controls.after_step()
 
     run.run(two_steps())
     assert run.fleets["rollout"].size == 2
@@ -194,10 +203,48 @@ def test_an_order_is_where_the_autoscaler_goes_on_from() -> None:
     run = Controlled(AutoscaleConfig(max_workers=9, window_steps=2))
 
     async def order_between_steps() -> None:
-        run.controls.after_step()
+        await run.controls.after_step()
         await run.controls.scale({"rollout": 8})
-        run.controls.after_step()
-        run.controls.after_step()
+        await run.controls.after_step()
+        await run.controls.after_step()
 
     run.run(order_between_steps())
     assert run.fleets["rollout"].size == 9
+
+
+def test_an_alarm_does_by_itself_nothing_but_warn() -> None:
+    run = Controlled()
+    run.log.alarms = [ALARM]
+    run.run(run.controls.after_step())
+    assert (run.learner.kl_coefs, run.log.events, run.trainer.is_paused) == ([], [], False)
+    assert run.log.alarms == []
+
+
+def test_alarms_of_a_step_raise_the_kl_coefficient_once() -> None:
+    run = Controlled(alarm=AlarmConfig(action="raise_kl", kl_factor=2.0))
+    run.log.alarms = [ALARM, ALARM]
+
+    async def two_steps() -> None:
+        await run.controls.after_step()
+        await run.controls.after_step()
+        run.log.alarms = [ALARM]
+        await run.controls.after_step()
+
+    run.run(two_steps())
+    assert run.learner.kl_coefs == pytest.approx([0.6, 1.2])
+
+
+def test_an_alarm_pauses_the_run() -> None:
+    run = Controlled(alarm=AlarmConfig(action="pause"))
+    run.log.alarms = [ALARM]
+    run.run(run.controls.after_step())
+    assert run.trainer.is_paused
+
+
+def test_an_alarm_stops_the_run_and_says_why() -> None:
+    run = Controlled(alarm=AlarmConfig(action="stop"))
+    run.log.alarms = [ALARM]
+    with pytest.raises(
+        OverOptimized, match="stopped by the alarm after step 7: Three times as long. What has"
+    ):
+        run.run(run.controls.after_step())

@@ -50,7 +50,7 @@ class Events:
         assert len(groups) == PROMPTS_PER_STEP
         self.begun.append((step, [group.group_id for group in groups]))
 
-    def step(
+    async def step(
         self,
         version: int,
         groups: Sequence[RolloutGroup],

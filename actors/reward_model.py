@@ -1,0 +1,46 @@
+"""A reward model: completions in, the output of its scalar head for each of them out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from core.config import ModelConfig
+from core.messages import Bools, Completion, Int32s
+from core.models import check_same_tokenizer, load_scalar_model
+from core.packing import pack_row
+
+
+class RewardModel:
+    """A scalar reward model, scored at the last token of prompt and completion."""
+
+    def __init__(self, path: Path, model_path: Path, model: ModelConfig, *, device: str) -> None:
+        check_same_tokenizer(model_path, path)
+        self._device = torch.device(device)
+        self._model = load_scalar_model(path, model.dtype).to(self._device).eval()
+        self._special_ids = _special_ids(path)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        return int(self._model.model.config.vocab_size)
+
+    @torch.inference_mode()
+    def score(self, completions: Sequence[Completion]) -> list[float]:
+        """The head's output at the last token that is text: an end-of-sequence token is not."""
+        row = pack_row([self._text_only(completion) for completion in completions])
+        return [float(score) for score in self._model.final_scores(row.to(self._device)).cpu()]
+
+    def _text_only(self, completion: Completion) -> tuple[Int32s, Bools]:
+        stop = len(completion.token_ids_T)
+        while (
+            stop > completion.num_prompt_tokens and int(completion.token_ids_T[stop - 1]) in self._special_ids
+        ):
+            stop -= 1
+        return completion.token_ids_T[:stop], np.zeros(stop, dtype=bool)
+
+
+def _special_ids(path: Path) -> frozenset[int]:
+    return frozenset(AutoTokenizer.from_pretrained(path).all_special_ids)
