@@ -251,6 +251,14 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             [MODEL_REWARD, PRETRAINING, "algorithm.kind=ppo", "algorithm.value_warmup_steps=1"],
             "algorithm.value_warmup_steps = 1: in the warm-up the policy makes no step",
         ),
+        (
+            ['rewards=[{kind="http", name="m", url="http://h", token_env="T", token_file="/t"}]'],
+            'rewards.0.token_file = "/t": a reward server has one token',
+        ),
+        (
+            ["trackers.mlflow.tracking_uri=https://me:word@mlflow.example"],
+            'trackers.mlflow.tracking_uri = "https://me:word@mlflow.example": the run folder keeps a copy',
+        ),
         (["reference.adapters_off=true"], "reference.adapters_off = true: a learner without adapters"),
         (
             ["rollout.temperature=0"],
@@ -447,7 +455,7 @@ def values(name: str, field: FieldInfo) -> st.SearchStrategy[Any]:
         low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
         floats = st.floats(low, high, exclude_min="gt" in bounds, exclude_max="lt" in bounds)
         drawn = floats.filter(math.isfinite)
-    elif name == "path":
+    elif name in ("path", "token_file"):
         texts = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1)
         drawn = texts.filter(lambda text: text not in (".", "..")).map("/".__add__)
     elif "pattern" in bounds:
