@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from core.config import Resources, Section
 
@@ -262,7 +262,7 @@ class RewardServerReward(Section):
     kind: Literal["http"]
     name: str = Field(pattern="^[a-z][a-z0-9_]*$")
     """Name of this source in metrics and samples."""
-    url: str = Field(pattern=r"^https?://[^\s/@?#]+(/[^\s?#]*)?$")
+    url: str = Field(pattern=r"^https?://[A-Za-z0-9.:_\[\]-]+(/[A-Za-z0-9./_~%-]*)?$")
     """Address of the server, such as http://10.0.0.7:8300."""
     token_env: str | None = None
     """Environment variable with the server's token, on every node that this reward's processes may run on."""
@@ -278,12 +278,6 @@ class RewardServerReward(Section):
     """Number of client processes; each has one batch under way at a time."""
     resources: Resources = Resources(num_cpus=0.1, threads=1)
     """What each process asks of Ray."""
-
-    @model_validator(mode="after")
-    def _has_one_token(self) -> "RewardServerReward":
-        if self.token_env is not None and self.token_file is not None:
-            raise ValueError("must have one token; leave out token_env or token_file")
-        return self
 
 
 RewardConfig = Annotated[

@@ -101,7 +101,9 @@ class Push:
             num_steps=100,
         )
         probe = np.array(PROBE_TOKEN_IDS, dtype=np.int32)
-        self._push = WeightPush(self._learner, rank=0, probe_token_ids_T=probe, max_probe_gap=MAX_PROBE_GAP)
+        self._push = WeightPush(
+            self._learner, rank=0, node="", probe_token_ids_T=probe, max_probe_gap=MAX_PROBE_GAP
+        )
         self._pipe = pipe
         self._scale = torch.tensor(1.0)
 

@@ -77,4 +77,4 @@ def node_address() -> str:
 
 def node_id() -> str:
     """Ray's id of this node."""
-    return str(ray.get_runtime_context().get_node_id())  # type: ignore[no-untyped-call]
+    return str(ray.get_runtime_context().get_node_id())

@@ -7,6 +7,7 @@ from actors.config import (
     ReferenceConfig,
     RewardConfig,
     RewardModelReward,
+    RewardServerReward,
     RolloutConfig,
 )
 from core.config import ModelConfig
@@ -16,6 +17,7 @@ from learner.algorithm_config import (
 from learner.config import LearnerConfig
 from orchestration.config import MetricsConfig, TrainerConfig
 from orchestration.contradiction import Contradiction
+from orchestration.trackers.config import TrackersConfig
 
 
 def _check_resampling(rollout: RolloutConfig) -> Iterator[Contradiction]:
@@ -129,6 +131,26 @@ def _check_discovery(metrics: MetricsConfig) -> Iterator[Contradiction]:
         )
 
 
+def _check_reward_servers(rewards: list[RewardConfig]) -> Iterator[Contradiction]:
+    for index, reward in enumerate(rewards):
+        if isinstance(reward, RewardServerReward) and reward.token_env and reward.token_file:
+            yield Contradiction(
+                (f"rewards.{index}.token_file", f"rewards.{index}.token_env"),
+                f"a reward server has one token, and rewards.{index}.token_env names another",
+                "leave one of them out",
+            )
+
+
+def _check_trackers(trackers: TrackersConfig) -> Iterator[Contradiction]:
+    uri = trackers.mlflow.tracking_uri if trackers.mlflow else None
+    if uri and "@" in uri.partition("://")[2].partition("/")[0]:
+        yield Contradiction(
+            ("trackers.mlflow.tracking_uri",),
+            "the run folder keeps a copy of the recipe, so no user name or password may stand in it",
+            "set the environment variables MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
+
+
 RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_resampling,
     _check_autoscale,
@@ -138,4 +160,6 @@ RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_devices,
     _check_rewards,
     _check_discovery,
+    _check_reward_servers,
+    _check_trackers,
 )

@@ -1,9 +1,8 @@
 """Recipe table [trackers]: where else a run's figures are written, for people who already watch runs there."""
 
 from typing import Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from core.config import Section
 
@@ -26,16 +25,6 @@ class MlflowConfig(Section):
     """Address of the tracking server; left out: files in the run folder."""
     experiment: str = Field(default="leash", min_length=1)
     """Experiment of the run; it is made if there is none of this name."""
-
-    @field_validator("tracking_uri")
-    @classmethod
-    def _holds_no_credentials(cls, value: str | None) -> str | None:
-        """The recipe is copied into the run folder."""
-        if value and "@" in urlsplit(value).netloc:
-            raise ValueError(
-                "must hold no user name or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            )
-        return value
 
 
 class TrackersConfig(Section):

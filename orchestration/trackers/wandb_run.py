@@ -26,7 +26,7 @@ class WandbTracker:
         self._run = wandb.init(
             id=id_file.read_text(encoding="utf-8"),
             resume="allow",
-            dir=run.folder,
+            dir=run.folder.absolute(),
             name=run.name,
             project=config.project,
             entity=config.entity,

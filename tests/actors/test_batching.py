@@ -119,4 +119,20 @@ def test_a_caller_who_left_does_not_disturb_the_others() -> None:
     first, left, last = asyncio.run(leave_early())
     assert (first, last) == (2, 6)
     assert isinstance(left, asyncio.CancelledError)
-    assert function.batches == [[1], [3]]  # nothing is computed for nobody
+
+
+def test_what_nobody_waits_for_any_more_is_not_computed() -> None:
+    function = HeldFunction()
+
+    async def leave_early() -> None:
+        batcher = DynamicBatcher(function, cost=lambda item: 1, budget=1)
+        calls = [asyncio.create_task(batcher.submit(item)) for item in (1, 2, 3)]
+        assert await asyncio.to_thread(function.started.wait, PATIENCE_S)
+        calls[1].cancel()
+        await asyncio.sleep(0)
+        function.let_go.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(leave_early())
+    assert function.batches == [[1], [3]]

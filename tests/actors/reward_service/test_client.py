@@ -294,11 +294,6 @@ def test_what_is_no_address_of_a_server_is_refused(url: str) -> None:
         config_of(url)
 
 
-def test_two_tokens_are_one_too_many() -> None:
-    with pytest.raises(ValidationError, match="must have one token"):
-        config_of("http://host", token_file="x")
-
-
 def test_messages_are_json(tmp_path: Path) -> None:
     item = json.loads(request_of(completion("é", 8, a=1)).model_dump_json())
     assert item == {
