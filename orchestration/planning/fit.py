@@ -34,7 +34,7 @@ class Problem:
 def problems(demands: Demands, machine: Machine) -> list[Problem]:
     """What keeps the recipe from running on the machine."""
     found = [*_gpu_problems(demands, machine), *_engine_problems(demands, machine)]
-    found += [*_host_problems(demands, machine), *_group_problems(demands.recipe, machine)]
+    found += [*_host_problems(demands, machine), *_group_problems(demands.recipe)]
     return found
 
 
@@ -126,17 +126,9 @@ def _host_problems(demands: Demands, machine: Machine) -> Iterator[Problem]:
         )
 
 
-def _group_problems(recipe: Recipe, machine: Machine) -> Iterator[Problem]:
-    """What follows from weights that move through the shared memory of one host, and from NCCL."""
-    learner, rollout = recipe.learner, recipe.rollout
-    workers = rollout.autoscale.max_workers if rollout.autoscale else rollout.workers
-    gpus = learner.world_size * learner.resources.num_gpus + workers * rollout.resources.num_gpus
-    if gpus > machine.gpus_per_node:
-        yield Problem(
-            who="host",
-            text=f"host: learner and rollout workers ask for {gpus:g} GPUs, and must share a host, since weights "
-            f"move through its shared memory; a host has {machine.gpus_per_node}",
-        )
+def _group_problems(recipe: Recipe) -> Iterator[Problem]:
+    """What follows from NCCL."""
+    learner = recipe.learner
     if learner.world_size > 1 and 0 < learner.resources.num_gpus < 1:
         yield Problem(
             who="learner", text="learner: NCCL takes no two ranks on one GPU; give each a whole one"

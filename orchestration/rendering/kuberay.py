@@ -1,8 +1,8 @@
 """A recipe as a RayJob of KubeRay v1.7, with everything around it. Pure: the same in, the same out.
 
 head      1 pod    Ray's head, its autoscaler, the driver; no worker
-learner   1 pod    learner ranks and rollout workers: weights move through this pod's shared memory
-rollout   0 to M   what may be on any node; with `spot`, a second such group on spot nodes comes first
+learner   1 pod    learner ranks
+rollout   0 to M   rollout workers, scorers, reward servers; with `spot`, such a group on spot nodes comes first
 """
 
 from typing import Any

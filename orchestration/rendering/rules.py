@@ -53,18 +53,18 @@ def _recipe_in(documents: list[Document], job: Document) -> Recipe:
 
 def _placement_problems(recipe: Recipe, cluster: Document) -> Iterator[str]:
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    fixed = with_autoscale(recipe, [worker for worker in workers_of(recipe) if is_fixed(worker)])
+    fixed = [worker for worker in workers_of(recipe) if is_fixed(worker)]
     cpus, gpus = _room(groups["learner"])
     need_cpus, need_gpus = (sum(_need(worker)[i] for worker in fixed) for i in (0, 1))
     if need_cpus > cpus or need_gpus > gpus:
         yield (
-            f"group learner: has {cpus:g} CPUs and {gpus:g} GPUs for Ray, but the learner and all rollout workers, "
-            f"which share its memory, ask for {need_cpus:g} and {need_gpus:g}"
+            f"group learner: has {cpus:g} CPUs and {gpus:g} GPUs for Ray, but the learner's ranks ask for "
+            f"{need_cpus:g} and {need_gpus:g}"
         )
     scaling = [group for name, group in groups.items() if name != "learner"]
     free = [_room(group) for group in scaling for _ in range(group["maxReplicas"])]
     for worker in sorted(
-        (each for each in workers_of(recipe) if not is_fixed(each)), key=_need, reverse=True
+        (each for each in with_autoscale(recipe) if not is_fixed(each)), key=_need, reverse=True
     ):
         place = next((i for i, room in enumerate(free) if _fits(worker, room)), None)
         if place is None:

@@ -80,7 +80,7 @@ class Values(Section):
     head: PodSize = PodSize(cpus=2, gpus=0, ray_cpus=0, memory_gib=8, shared_memory_gib=1)
     """The pod of Ray's head and of the driver; no worker runs there."""
     learner: PodSize = PodSize()
-    """The one pod of the learner and, because weights move through its shared memory, all rollout workers."""
+    """The one pod of all learner ranks."""
     rollout: RolloutGroup = RolloutGroup()
     """The pods that come and go."""
     run_volume: RunVolume = RunVolume()
@@ -119,7 +119,7 @@ def _problem(file: Path | None, options: dict[str, str], problem: ErrorDetails) 
 def completed(values: Values, recipe: Recipe) -> Values:
     """With everything that was left out, from the recipe and from what is installed here."""
     fixed = [worker for worker in workers_of(recipe) if is_fixed(worker)]
-    scaling = [worker for worker in workers_of(recipe) if not is_fixed(worker)]
+    scaling = [worker for worker in with_autoscale(recipe) if not is_fixed(worker)]
     one_each = list({worker.kind: worker for worker in scaling}.values())
     replicas = [sum(worker.kind == kind.kind for worker in scaling) for kind in one_each]
     rollout = values.rollout
@@ -130,7 +130,7 @@ def completed(values: Values, recipe: Recipe) -> Values:
             "checkpoint_every": recipe.trainer.checkpoint_every or values.checkpoint_every,
             "start_s": max(math.ceil(recipe.deadlines.start_s), values.start_s),
             "ray_version": values.ray_version or _installed("ray"),
-            "learner": _sized(values.learner, with_autoscale(recipe, fixed)),
+            "learner": _sized(values.learner, fixed),
             "rollout": _sized(rollout, one_each).model_copy(
                 update={"max_replicas": max(replicas, default=0) if most is None else most}
             ),
@@ -139,13 +139,13 @@ def completed(values: Values, recipe: Recipe) -> Values:
 
 
 def is_fixed(worker: Worker) -> bool:
-    """Whether it must be on the learner's node."""
-    return worker.kind in ("learner", "rollout")
+    """Whether it is of the learner's group, which neither grows nor shrinks."""
+    return worker.kind == "learner"
 
 
-def with_autoscale(recipe: Recipe, workers: list[Worker]) -> list[Worker]:
-    """The workers, and as many more rollout workers as the run may start by itself."""
-    autoscale = recipe.rollout.autoscale
+def with_autoscale(recipe: Recipe) -> list[Worker]:
+    """The workers of a recipe, and as many more rollout workers as the run may start by itself."""
+    workers, autoscale = workers_of(recipe), recipe.rollout.autoscale
     num_rollout = sum(worker.kind == "rollout" for worker in workers)
     most = autoscale.max_workers if autoscale else 0
     more = [

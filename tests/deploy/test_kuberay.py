@@ -92,7 +92,7 @@ def test_the_gpu_overlay_asks_for_one_gpu_a_process_and_shares_one_among_the_sco
         name: container_of(found, name)["resources"]["limits"].get("nvidia.com/gpu")
         for name in ("head", "learner", "rollout")
     }
-    assert gpus == {"head": None, "learner": "2", "rollout": "1"}
+    assert gpus == {"head": None, "learner": "1", "rollout": "1"}
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")

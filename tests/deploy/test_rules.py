@@ -34,12 +34,12 @@ def kind_of(found: list[Document], kind: str) -> Document:
 
 PLANTED: list[tuple[Plant, str]] = [
     (
-        lambda found: entrypoint(found, "--run", "rollout.workers=5 --run"),
-        "group learner: has 1 CPUs and 0 GPUs for Ray, but the learner and all rollout workers",
+        lambda found: entrypoint(found, "--run", "learner.world_size=5 --run"),
+        "group learner: has 1 CPUs and 0 GPUs for Ray, but the learner's ranks ask for 1.25 and 0",
     ),
     (
         lambda found: entrypoint(found, "--run", "learner.resources.num_gpus=1 --run"),
-        "ask for 0.5 and 1",
+        "ask for 0.25 and 1",
     ),
     (
         lambda found: entrypoint(found, "--run", "reference.replicas=12 --run"),
@@ -156,8 +156,9 @@ def test_left_out_sizes_fit_whatever_the_recipe_asks_for(overrides: list[str]) -
     assert problems(manifests(recipe, Values()), ray_version=RAY_VERSION) == []
 
 
-def test_the_learners_pod_has_room_for_as_many_rollout_workers_as_the_run_may_come_to() -> None:
+def test_there_are_as_many_pods_as_the_run_may_come_to_have_rollout_workers() -> None:
     recipe = load_recipe(find_recipe("movie-reviews"), ["rollout.autoscale.max_workers=6"])
     found: list[dict[str, Any]] = manifests(recipe, Values())
-    assert group_of(found, "learner")["rayStartParams"] == {"num-cpus": "2"}  # 0.25 + 6 x 0.25, rounded up
-    assert container_of(found, "learner")["resources"]["limits"]["cpu"] == "14"  # 2 threads + 6 x 2
+    assert group_of(found, "learner")["rayStartParams"] == {"num-cpus": "1"}
+    assert group_of(found, "rollout")["maxReplicas"] == 6
+    assert problems(found, ray_version=RAY_VERSION) == []

@@ -130,7 +130,6 @@ def test_with_changes_refuses_what_no_recipe_could_say(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["rollout.workers=5"], "learner and rollout workers ask for 9 GPUs, and must share a host"),
         (
             ["learner.resources.num_gpus=0.5", "learner.token_budget=2048"],
             "NCCL takes no two ranks on one GPU",

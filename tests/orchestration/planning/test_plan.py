@@ -85,7 +85,7 @@ def test_advice_on_adapters_can_be_given_to_the_command_line(
         "--gpu",
         "H100",
         "--gpus-per-node",
-        "2",
+        "1",
     ]
     assert cli.main(words) == 1
     last = capsys.readouterr().out.splitlines()[-1]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from orchestration import cli
+from orchestration.recipe import load_recipe
 from orchestration.recipe_files import RECIPES
 
 MEANT_FOR = {
@@ -12,12 +13,19 @@ MEANT_FOR = {
     "llama-lora-24gib": ("RTX4090", "A10G", "L4"),
     "qwen-eight-gpus": ("A100", "H100"),
     "llama-lora-eight-gpus": ("A100", "H100"),
+    "qwen-two-nodes": ("A100", "H100"),
 }
-GPUS = {"qwen-one-gpu": 1, "llama-lora-24gib": 1, "qwen-eight-gpus": 8, "llama-lora-eight-gpus": 8}
+GPUS = {
+    "qwen-one-gpu": 1,
+    "llama-lora-24gib": 1,
+    "qwen-eight-gpus": 8,
+    "llama-lora-eight-gpus": 8,
+    "qwen-two-nodes": 16,
+}
 
 
 def test_every_shipped_recipe_that_asks_for_gpus_is_checked_here() -> None:
-    asking = {path.stem for path in RECIPES.glob("*.toml") if "num_gpus" in path.read_text()}
+    asking = {path.stem for path in RECIPES.glob("*.toml") if load_recipe(path).learner.resources.num_gpus}
     assert asking == MEANT_FOR.keys()
 
 
