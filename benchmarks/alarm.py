@@ -4,8 +4,8 @@
     python -m benchmarks.alarm --from-folders runs/a runs/b     # look at runs that are there; train nothing
 
 Trains the recipe movie-reviews-rloo once for each cheat and seed: its reward gives way to one of
-`benchmarks.alarm_rewards`, and the KL penalty to nothing. The gold reward is VADER's sentiment, recorded and not
-trained on. `ordinary` is the recipe as it is. Runs that are finished are not trained again.
+`benchmarks.alarm_rewards`, and the KL penalty to nothing; it learns faster. The gold reward is VADER's sentiment,
+recorded and not trained on. `ordinary` is the recipe as it is. Runs that are finished are not trained again.
 """
 
 import argparse
@@ -67,6 +67,7 @@ def overrides_of(name: str, seed: int, steps: int) -> list[str]:
     return [
         *common,
         "kl.kl_coef=0.0",
+        "learner.learning_rate=2e-3",  # three times the recipe's, so that cheating fits into few steps
         "reward_model=none",
         "rewards.0.kind=function",
         f"rewards.0.name={name}",

@@ -21,10 +21,11 @@ from actors.config import RewardFunctionReward, RewardServerReward
 from actors.reward_service.client import HttpReward
 from actors.reward_service.messages import ScoreRequest, completion_of
 from actors.reward_service.scoring_process import RewardSource, ScoringProcess
-from actors.reward_service.server import listen, make_app, make_server
+from actors.reward_service.server import make_app, make_server
 from actors.reward_service.service import Limits, RewardService
 from benchmarks.measuring import print_table
 from core.config import ModelConfig
+from core.http_server import listen
 
 TOKEN = "a-token-of-the-benchmark"
 PROMPT_TOKENS, COMPLETION_TOKENS = 64, 128

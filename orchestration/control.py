@@ -29,6 +29,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import UserError, WorkerError
+from core.http_server import server_config
 from orchestration.control_client import CONTROL_FILE
 from orchestration.run_folder import jsonable
 
@@ -39,7 +40,7 @@ _OWN_NAMES = {_HOST, "localhost"}
 _MAX_BODY_BYTES = 16 * 1024
 """Hundreds of settings; an order has a few."""
 _GOODBYE_S = 5
-"""What answers may take, once the run is over, to reach those who asked."""
+"""What answers may take, once the run is over."""
 
 
 class Controls(Protocol):
@@ -75,7 +76,9 @@ class ControlServer:
         self._file = run_folder / CONTROL_FILE
         self._token = secrets.token_urlsafe(32)
         self._text = ""
-        self._server = _Server(_config(_Guard(_app(controls, self._carry_out), self._token)))
+        self._server = _Server(
+            server_config(_Guard(_app(controls, self._carry_out), self._token), goodbye_s=_GOODBYE_S)
+        )
         self._serving: asyncio.Task[None] | None = None
         self._orders: set[asyncio.Task[None]] = set()
 
@@ -141,22 +144,6 @@ class _Guard:
         elif not hmac.compare_digest(credentials, self._credentials):
             app = _error(401, "Authorization: must be Bearer and the token in control.json")
         await app(scope, receive, send)
-
-
-def _config(app: ASGIApp) -> uvicorn.Config:
-    """Plain HTTP and nothing else; no log of its own but of errors, since the terminal shows the run."""
-    return uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GOODBYE_S,
-    )
 
 
 def _app(controls: Controls, carry_out: Callable[[Coroutine[Any, Any, None]], Awaitable[None]]) -> Starlette:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from actors.config import RewardFunctionReward, RewardModelReward
 from actors.reward_service.scoring_process import RewardSource, ScoringProcess
-from actors.reward_service.server import listen, make_app, make_server
+from actors.reward_service.server import make_app, make_server
 from actors.reward_service.service import Limits, RewardService
 from actors.reward_service.token_file import read_or_create_token
 from core.errors import UserError
+from core.http_server import listen
 from orchestration.assets import cache_folder, resolve_model
 from orchestration.config import Recipe
 

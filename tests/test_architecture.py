@@ -36,6 +36,7 @@ DOORS = {
     "prometheus_client": {"orchestration/metrics_hub.py", "actors/engine_stats.py"},
     "rich": {"orchestration/terminal.py"},
     "starlette": {
+        "core/http_server.py",
         "actors/reward_service/server.py",
         "orchestration/control.py",
         "orchestration/dashboard/app.py",
@@ -43,6 +44,7 @@ DOORS = {
         "orchestration/dashboard/server.py",
     },
     "uvicorn": {
+        "core/http_server.py",
         "actors/reward_service/server.py",
         "orchestration/control.py",
         "orchestration/dashboard/server.py",

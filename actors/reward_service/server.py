@@ -8,7 +8,6 @@ Every request to score carries the server's token. The other two need none, so t
 
 import asyncio
 import hmac
-import socket
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
@@ -34,6 +33,7 @@ from actors.reward_service.messages import (
 from actors.reward_service.openapi import OPEN_PATHS, openapi_document
 from actors.reward_service.service import QueueFull, RewardService
 from core.errors import RewardError, UserError, WorkerLost, WorkerSilent
+from core.http_server import server_config
 
 RETRY_AFTER_S = 1
 """What those are told who came in vain: about a batch."""
@@ -93,28 +93,7 @@ def make_app(service: RewardService, token: str) -> ASGIApp:
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
     """Plain HTTP and nothing else. `server.run(sockets=[...])` returns after SIGTERM or Ctrl-C."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=GOODBYE_S,
-        )
-    )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket on that address; port 0 for a free one. Raises `UserError` if it cannot be had."""
-    try:
-        return socket.create_server((host, port), backlog=1024)
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot be opened ({error}); choose another") from error
+    return uvicorn.Server(server_config(app, goodbye_s=GOODBYE_S))
 
 
 class _Guard:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
-from starlette.types import ASGIApp
 
-from core.errors import UserError
+from core.http_server import listen, server_config
 from orchestration.dashboard.app import create_app
 from orchestration.dashboard.guard import LOCAL_HOSTS
 from orchestration.dashboard.run_view import open_runs
@@ -32,37 +31,13 @@ def serve(
     """
     runs = open_runs(folders)
     token = secrets.token_urlsafe(32) if ask_for_token or host not in LOCAL_HOSTS else None
-    listener = _listen(host, port)
-    server = uvicorn.Server(_config(create_app(runs, token, is_closing=lambda: server.should_exit)))
+    listener = listen(host, port)
+    server = uvicorn.Server(
+        server_config(create_app(runs, token, is_closing=lambda: server.should_exit), goodbye_s=_GOODBYE_S)
+    )
     name = socket.gethostname() if host in _ANY_ADDRESS else host
     query = f"?token={token}" if token else ""
     address = f"[{name}]" if ":" in name else name
     print(f"http://{address}:{listener.getsockname()[1]}/{query}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):  # how one stops looking
         server.run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"--host {host} --port {port}: cannot be opened ({reason}); leave --port out for a free one"
-        ) from None
-
-
-def _config(app: ASGIApp) -> uvicorn.Config:
-    """Plain HTTP and nothing else; no log of its own but of errors."""
-    return uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GOODBYE_S,
-    )

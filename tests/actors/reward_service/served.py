@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.reward_service.scoring_process import Outcome
-from actors.reward_service.server import listen, make_app, make_server
+from actors.reward_service.server import make_app, make_server
 from actors.reward_service.service import Limits, RewardService
+from core.http_server import listen
 from core.messages import Completion
 
 TOKEN = "a-token-of-the-tests"
