@@ -74,6 +74,15 @@ class MetricsConfig(Section):
     """Folder in which Prometheus finds the runs of this machine: each says its address there while it lives."""
 
 
+class DashboardConfig(Section):
+    """The live page, served by the run itself. `leash dash RUN` shows the same, also afterwards."""
+
+    port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of the page; 0 picks a free one, and the run says which. Left out: no page."""
+    host: str = "127.0.0.1"
+    """Address that the page is served at. On others than this machine's own it asks for a token, which the run prints."""
+
+
 class ClusterConfig(Section):
     """The Ray cluster that the run is on."""
 
@@ -116,6 +125,7 @@ class Recipe(Section):
     weight_push: WeightPushConfig = WeightPushConfig()
     alarm: AlarmConfig = AlarmConfig()
     metrics: MetricsConfig = MetricsConfig()
+    dashboard: DashboardConfig = DashboardConfig()
     trackers: TrackersConfig = TrackersConfig()
     cluster: ClusterConfig = ClusterConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()

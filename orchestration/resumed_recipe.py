@@ -9,7 +9,7 @@ from orchestration.config import Recipe
 MAY_CHANGE = re.compile(
     r"rollout\.(workers|autoscale)\b|reference\.replicas$|.*\bresources\."
     r"|rewards\.\d+\.(replicas|url|token_env|token_file|timeout_s|retries)$"
-    r"|(cluster|deadlines|faults|metrics|alarm|trackers)\.|trainer\.(checkpoint_every|keep_checkpoints|save_model)$"
+    r"|(cluster|dashboard|deadlines|faults|metrics|alarm|trackers)\.|trainer\.(checkpoint_every|keep_checkpoints|save_model)$"
 )
 
 

@@ -16,6 +16,7 @@ from orchestration.alarm.monitor import monitor_of
 from orchestration.checkpoints import Checkpoints
 from orchestration.config import Recipe
 from orchestration.control import ControlServer
+from orchestration.dashboard.server import beside
 from orchestration.heldout import HeldOut
 from orchestration.inputs import RunInputs
 from orchestration.interrupts import Interrupts
@@ -53,8 +54,11 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
             announced(
                 Path(discovery) if discovery else None, url=hub.url, run=folder.path, recipe=recipe.name
             ),
+            beside(folder.path, host=recipe.dashboard.host, port=recipe.dashboard.port) as page,
             cluster.joined(address),
         ):
+            if page is not None:
+                view.note(f"watch it at {page}")
             tracked = TrackedRun(
                 name=folder.path.name, folder=folder.path, settings=flat_settings(recipe.model_dump())
             )

@@ -1,9 +1,10 @@
-"""Serves the dashboard until Ctrl-C."""
+"""Serves the dashboard: until Ctrl-C, or beside a run."""
 
 import contextlib
 import secrets
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -29,6 +30,35 @@ def serve(
 
     Raises `UserError` for a folder that is not a run's, and for an address that cannot be had.
     """
+    server, listener, url = _server(folders, host=host, port=port, ask_for_token=ask_for_token)
+    print(url, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # how one stops looking
+        server.run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def beside(folder: Path, *, host: str, port: int | None) -> Iterator[str | None]:
+    """The page of a run, served by a thread of the run's own process while it lasts; its URL. No port, no page.
+
+    Raises `UserError` for an address that cannot be had.
+    """
+    if port is None:
+        yield None
+        return
+    server, listener, url = _server([folder], host=host, port=port, ask_for_token=False)
+    thread = threading.Thread(target=server.run, args=([listener],), name="dashboard", daemon=True)
+    thread.start()
+    try:
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(2 * _GOODBYE_S)
+
+
+def _server(
+    folders: Sequence[Path], *, host: str, port: int, ask_for_token: bool
+) -> tuple[uvicorn.Server, socket.socket, str]:
+    """A server, the socket that it shall listen on, and its URL, with the token if it asks for one."""
     runs = open_runs(folders)
     token = secrets.token_urlsafe(32) if ask_for_token or host not in LOCAL_HOSTS else None
     listener = listen(host, port)
@@ -38,6 +68,4 @@ def serve(
     name = socket.gethostname() if host in _ANY_ADDRESS else host
     query = f"?token={token}" if token else ""
     address = f"[{name}]" if ":" in name else name
-    print(f"http://{address}:{listener.getsockname()[1]}/{query}", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):  # how one stops looking
-        server.run(sockets=[listener])
+    return server, listener, f"http://{address}:{listener.getsockname()[1]}/{query}"

@@ -6,6 +6,8 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 from starlette.testclient import TestClient
@@ -14,6 +16,7 @@ from orchestration.dashboard import stream as stream_file
 from orchestration.dashboard.app import create_app
 from orchestration.dashboard.guard import HEADERS
 from orchestration.dashboard.run_view import open_runs
+from orchestration.dashboard.server import beside
 from orchestration.dashboard.stream import stream
 from tests.orchestration.live_run import serving
 from tests.orchestration.made_up_run import MadeUpRun, row
@@ -243,3 +246,17 @@ def test_a_long_run_comes_in_parts(run: MadeUpRun) -> None:
         return [(part["is_anew"], len(part["rows"])) for part in parts]
 
     assert asyncio.run(asyncio.wait_for(follow(), 20)) == [(True, 500), (False, 500), (False, 201)]
+
+
+def test_a_run_serves_its_own_page_for_as_long_as_it_lasts(run: MadeUpRun) -> None:
+    with beside(run.folder, host="127.0.0.1", port=0) as url:
+        assert url is not None
+        with urlopen(f"{url}api/runs", timeout=10) as response:
+            assert json.load(response)
+    with pytest.raises(URLError):
+        urlopen(f"{url}api/runs", timeout=10)
+
+
+def test_without_a_port_a_run_serves_no_page(run: MadeUpRun) -> None:
+    with beside(run.folder, host="127.0.0.1", port=None) as url:
+        assert url is None
