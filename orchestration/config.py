@@ -80,7 +80,7 @@ class DashboardConfig(Section):
     port: int | None = Field(default=None, ge=0, le=65535)
     """Port of the page; 0 picks a free one, and the run says which. Left out: no page."""
     host: str = "127.0.0.1"
-    """Address that the page is served at. On others than this machine's own it asks for a token, which the run prints."""
+    """Address of the page. On any but this machine's own it asks for a token, which the run prints."""
 
 
 class ClusterConfig(Section):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._private.authentication_test_utils import reset_auth_token_state
 
 from orchestration import submit
 from orchestration.jobs import run_job
@@ -36,6 +37,7 @@ def as_user(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process may use the cluster."""
     for name, value in cluster.settings.items():
         monkeypatch.setenv(name, value)
+    reset_auth_token_state()  # Ray remembers which token it has found first
 
 
 @pytest.mark.usefixtures("as_user")
