@@ -21,7 +21,7 @@ from orchestration.step_record import rollout_figures, timing_figures
 from orchestration.terminal import TerminalView
 from orchestration.trackers.sink import TrackerSink
 
-NUM_EVENTS = 20
+NUM_EVENTS = 40
 """That a status tells of."""
 
 
@@ -69,10 +69,10 @@ class RunLog:
         self._view.note(text)
 
     def event(self, kind: str, text: str, *, quiet: bool = False) -> None:
-        """Something happened to the run that is no step: for the status, events.jsonl, the journal, and unless
-        `quiet` the terminal."""
-        self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
+        """Something happened to the run that is no step: for events.jsonl, trackers and the journal, and unless it is
+        `quiet` for the status and the terminal."""
         if not quiet:
+            self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
             self._view.note(text)
         self._trackers.event(kind, text)
         step = self.records[-1]["step"] if self.records else 0
