@@ -69,8 +69,8 @@ class RunLog:
         self._view.note(text)
 
     def event(self, kind: str, text: str, *, quiet: bool = False) -> None:
-        """Something happened to the run that is no step: for events.jsonl, trackers and the journal, and unless it is
-        `quiet` for the status and the terminal."""
+        """Something happened to the run that is no step: for events.jsonl, trackers and the journal; for
+        the status and the terminal too, unless it is `quiet`."""
         if not quiet:
             self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
             self._view.note(text)
