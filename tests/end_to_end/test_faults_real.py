@@ -88,8 +88,8 @@ def test_a_live_run_takes_orders(struck: Struck) -> None:
     lines = struck.orders["status"].splitlines()
     assert any(line.startswith("rollout-0") for line in lines)
     assert not any(line.startswith("rollout-2") for line in lines), "it has left"
-    assert any("rollout-2 joins" in line for line in lines)
-    assert any("rollout-2 left" in line for line in lines)
+    events = (struck.folder / "events.jsonl").read_text(encoding="utf-8")
+    assert 0 < events.index("rollout-2 joins") < events.index("rollout-2 left")
 
 
 def test_the_run_gets_over_the_death_of_each_kind_of_process(struck: Struck) -> None:
