@@ -143,8 +143,8 @@ class RunLog:
         record |= {f"memory_{worker}_bytes": size for worker, size in self._memory.items()}
         rows = [row for group in groups for row in rows_of(group)]
         self._write_samples(rows, version)
+        self.records.append(record)  # what happens from here on happens at this step
         record |= await self._audit(groups)
-        self.records.append(record)
         append_line(self._folder / "metrics.jsonl", record)
         self._hub.publish(record)
         self._count(record, groups)

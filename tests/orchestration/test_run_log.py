@@ -111,7 +111,7 @@ def test_an_alarm_is_counted_told_and_kept_for_who_acts_on_it(
     assert scrape(hub)["leash_alarms_total", (("signal", "length"),)] == 1
     assert view.notes == ["Three times as long."]
     (event,) = lines(tmp_path / "events.jsonl")
-    assert (event["kind"], event["step"], event["text"]) == ("alarm", 1, "Three times as long.")
+    assert (event["kind"], event["step"], event["text"]) == ("alarm", 2, "Three times as long.")
 
 
 def test_who_is_gone_uses_no_memory_and_its_death_is_told(
