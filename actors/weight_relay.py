@@ -14,6 +14,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from core.errors import WorkerError
 from core.weights import WeightManifest, new_buffer_path
 
 
@@ -49,4 +50,11 @@ def brought_here(manifest: WeightManifest, weights: Any) -> Iterator[WeightManif
 
 
 def _read(path: str, num_bytes: int) -> Any:
-    return np.fromfile(path, dtype=np.uint8, count=num_bytes)
+    """Raises `WorkerError` if the buffer has gone with its learner: who asked catches up with the next version."""
+    try:
+        weights = np.fromfile(path, dtype=np.uint8, count=num_bytes)
+    except OSError as error:
+        raise WorkerError(f"weight push: the buffer {path} cannot be read ({error.strerror})") from None
+    if len(weights) != num_bytes:
+        raise WorkerError(f"weight push: the buffer {path} holds {len(weights)} of {num_bytes} bytes")
+    return weights
