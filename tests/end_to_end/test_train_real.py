@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.metrics.contract import metric_of
 from core.metrics.registry import METRICS
+from orchestration.alarm.config import AlarmLimits
 from tests.end_to_end.leash_process import BIN, Ended, LeashProcess, leash, records
 from tests.end_to_end.ray_cluster import RayCluster
 
@@ -358,3 +359,21 @@ def test_without_an_address_a_run_has_a_ray_of_its_own(
     assert ended.code == 2, ended.output[-4000:]
     assert "asks Ray for 8000.7 CPU" in ended.output
     assert "the cluster has 3 CPU" not in ended.output
+
+
+def test_an_alarm_ends_a_run_and_leaves_the_checkpoint_from_before_it(recipe: Path, tmp_path: Path) -> None:
+    """With limits that no change is too small for, by which every policy that learns is a cheat."""
+    limits = [f"alarm.limits.{name}=1e-6" for name in AlarmLimits.model_fields]
+    process = leash(
+        *("train", recipe, "--run", tmp_path / "run", "trainer.checkpoint_every=1", "rollout.workers=1"),
+        *("learner.world_size=1", "learner.zero_stage=0", "alarm.action=stop", "alarm.deviations=0.001"),
+        *("alarm.patience_steps=1", *limits),
+        log=tmp_path / "log",
+    )
+    ended = process.wait(DEADLINE_S)
+    assert ended.code == 1, ended.output[-4000:]
+    assert process.left_behind() == []
+    last = len(records(tmp_path / "run"))
+    assert f"error: stopped by the alarm after step {last}: " in ended.output
+    kept = [checkpoint.name for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert kept == ([f"step-{last - 1:06d}"] if last > 1 else [])
