@@ -33,11 +33,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 
 
 @pytest.fixture
-def as_user(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process may use the cluster."""
-    for name, value in cluster.settings.items():
-        monkeypatch.setenv(name, value)
-    reset_auth_token_state()  # Ray remembers which token it has found first
+def as_user(cluster: RayCluster) -> Iterator[None]:
+    """This process may use the cluster. Ray remembers the token that it found first: here, and in later tests."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in cluster.settings.items():
+            environment.setenv(name, value)
+        reset_auth_token_state()
+        yield
+    reset_auth_token_state()
 
 
 @pytest.mark.usefixtures("as_user")
