@@ -84,8 +84,6 @@ class RolloutPool:
         self._max_retries = max_retries
         self._push_s = push_s
         self._manifest: WeightManifest | None = None
-        self.num_retries = 0
-        """Times that completions were asked of another worker because one was lost on them."""
         self._num_sampled = self._sampled_tokens = 0
         self._waits: dict[str, list[float]] = {"reward": [], "reference": []}
 
@@ -198,7 +196,7 @@ class RolloutPool:
                 return
             except WorkerLost as error:
                 lost = error
-                self.num_retries += 1
+                self._samplers.num_retries += 1
         raise RetriesExhausted(
             f"{next(iter(missing))}: {self._max_retries + 1} rollout workers were lost on it; the last: {lost}"
         )

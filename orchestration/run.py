@@ -239,7 +239,6 @@ class Run:
         await self._controls.after_step()
         for kind, fleet in self._workers.fleets.items():
             self._log.retries(kind, fleet.num_retries)
-        self._log.retries("rollout", self._workers.pool.num_retries)
         await self._hear_all()
         if self._is_due(self._recipe.trainer.evaluate_every, version):
             self._log.phase("evaluate")

@@ -348,6 +348,7 @@ def test_the_pool_says_how_long_completions_waited_for_scores_and_how_long_they_
 
 
 def test_completions_that_are_sampled_again_are_counted_as_retries() -> None:
-    pool = make_pool(DyingSampler("rollout-0"), FakeSampler("rollout-1"))
+    fleet = serving_fleet(DyingSampler("rollout-0"), FakeSampler("rollout-1"))
+    pool = RolloutPool(fleet, FakeScorer(flat_reference), {})
     roll_out(pool, [11, 12, 13])
-    assert pool.num_retries == 1
+    assert fleet.num_retries == 1
