@@ -66,10 +66,11 @@ class KLConfig(Section):
     the vocabulary, with the adapters switched off as the reference."""
     direction: Literal["reverse", "forward"] = "reverse"
     """Of the exact KL: from the policy to the reference, or back."""
-    controller: Literal["fixed", "adaptive"] = "fixed"
-    """`adaptive` steers the coefficient towards `kl_target`. arXiv:1909.08593, section 2.2."""
+    controller: Literal["fixed", "adaptive", "budget"] = "fixed"
+    """`adaptive` steers towards `kl_target`, from below as well (arXiv:1909.08593, section 2.2); `budget` leaves
+    `kl_coef` alone until the KL comes near `kl_target`, and holds it there."""
     kl_target: float | None = Field(default=None, gt=0)
-    """KL to steer to, in nats per completion."""
+    """KL to steer to, or the budget, in nats per completion."""
     horizon: int = Field(default=1000, ge=1)
     """Completions over which the adaptive coefficient changes by up to a fifth."""
 

@@ -1,4 +1,4 @@
-"""Log-probs or logits of policy and reference -> their KL divergence in nats, and its coefficient.
+"""Log-probs or logits of policy and reference -> their KL divergence in nats.
 
     reverse  KL(policy || reference): the leash of RLHF (RLHF book, Regularization, eq. 2); seeks modes
     forward  KL(reference || policy): what supervised fine-tuning minimizes; covers modes
@@ -21,8 +21,6 @@ Direction = Literal["reverse", "forward"]
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits looked at in one go: 16 MiB in float32, little beside a micro-batch and plenty for one kernel."""
-ERROR_CLIP = 0.2
-"""Bound on the relative error that the adaptive controller acts on (arXiv:1909.08593, sec. 2.2)."""
 
 
 def kl_estimate(policy_logprobs: Tensor, reference_logprobs: Tensor, *, estimator: Estimator) -> Tensor:
@@ -82,63 +80,6 @@ def divergence(first_logits: Tensor, second_logits: Tensor | None) -> Tensor:
     the first, and makes it infinite if it is so in the second alone.
     """
     return cast(Tensor, _Divergence.apply(first_logits, second_logits))  # type: ignore[no-untyped-call]
-
-
-class FixedKLController:
-    """A KL coefficient that stays. Same methods as `AdaptiveKLController`."""
-
-    def __init__(self, kl_coef: float) -> None:
-        if not (math.isfinite(kl_coef) and kl_coef >= 0):
-            raise ValueError(f"kl_coef is {kl_coef}; set 0 for no penalty, or a finite positive number")
-        self.kl_coef = float(kl_coef)
-
-    def update(self, kl_nats_per_sequence: float, *, num_sequences: int) -> None:
-        """Nothing to learn."""
-
-    def state(self) -> dict[str, float]:
-        return {"kl_coef": self.kl_coef}
-
-    def load(self, state: dict[str, float]) -> None:
-        self.kl_coef = state["kl_coef"]
-
-
-class AdaptiveKLController:
-    """A KL coefficient that steers towards a KL of `target` nats a sequence (arXiv:1909.08593, sec. 2.2).
-
-        e = clip(kl / target - 1, -0.2, 0.2);  kl_coef *= 1 + e * num_sequences / horizon
-
-    so that `horizon` is in sequences, and the paper's K_beta = 0.1 is a horizon of ten batches.
-    Its state is the coefficient alone: target and horizon come from the configuration, also on resume.
-    """
-
-    def __init__(self, kl_coef: float, *, target: float, horizon: float) -> None:
-        if not (math.isfinite(kl_coef) and kl_coef > 0):
-            raise ValueError(f"kl_coef is {kl_coef}; an adaptive one must start above 0 (such as 0.05)")
-        if not target > 0:
-            raise ValueError(f"target is {target}; set the KL to steer towards, in nats a sequence, above 0")
-        if not horizon > 0:
-            raise ValueError(f"horizon is {horizon}; set it in sequences, above 0 (such as 10 batches)")
-        self.kl_coef = float(kl_coef)
-        self.target = target
-        self.horizon = horizon
-
-    def update(self, kl_nats_per_sequence: float, *, num_sequences: int) -> None:
-        """Call once a step with the mean KL of the sequences of that step and their number."""
-        if not math.isfinite(kl_nats_per_sequence):
-            raise ValueError(f"KL of the step is {kl_nats_per_sequence}; find the diverged log-probs first")
-        if ERROR_CLIP * num_sequences >= self.horizon:
-            raise ValueError(
-                f"horizon of {self.horizon} sequences is too short for {num_sequences} a step: kl_coef could "
-                f"reach 0; set it above {ERROR_CLIP * num_sequences:g}, better to {10 * num_sequences}"
-            )
-        error = min(max(kl_nats_per_sequence / self.target - 1, -ERROR_CLIP), ERROR_CLIP)
-        self.kl_coef *= 1 + error * num_sequences / self.horizon
-
-    def state(self) -> dict[str, float]:
-        return {"kl_coef": self.kl_coef}
-
-    def load(self, state: dict[str, float]) -> None:
-        self.kl_coef = state["kl_coef"]
 
 
 class _Divergence(torch.autograd.Function):

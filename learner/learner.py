@@ -30,7 +30,7 @@ from learner.algorithm_config import (
 from learner.batch import Batch, MicroBatch, make_batch, share_of_rank, split_minibatches
 from learner.config import KLConfig, LearnerConfig
 from learner.engine import ZeroEngine, all_gather, all_reduce_max, all_reduce_sum
-from learner.kl import AdaptiveKLController, FixedKLController
+from learner.kl_controllers import make_kl_controller
 from learner.lora import adapters_off
 from learner.losses import combine_metrics
 from learner.objective import Objective, Targets
@@ -71,7 +71,7 @@ class Learner:
         self.policy = policy
         self.value_model = value_model
         self.policy_version = 0
-        self.kl_controller = _kl_controller(kl)
+        self.kl_controller = make_kl_controller(kl)
         self._pretraining = pretraining
         self._objective = self._make_objective(algorithm, kl, decoding, max_new_tokens)
 
@@ -93,7 +93,7 @@ class Learner:
             "kl_coef": self.kl_controller.kl_coef,
             "learning_rate": self._scheduled(self._config.learning_rate),
         }
-        if isinstance(self.kl_controller, AdaptiveKLController):
+        if self.kl_controller.target is not None:
             metrics["kl_target"] = self.kl_controller.target
         self._adapt_kl(groups)
         self.policy_version += 1
@@ -223,10 +223,3 @@ class Learner:
         if isinstance(algorithm, SFTConfig):
             return SupervisedFineTuning(algorithm, policy=self.policy, learning_rate=learning_rate)
         return DirectAlignment(algorithm, policy=self.policy, learning_rate=learning_rate, decoding=decoding)
-
-
-def _kl_controller(kl: KLConfig) -> FixedKLController | AdaptiveKLController:
-    if kl.controller == "fixed":
-        return FixedKLController(kl.kl_coef)
-    assert kl.kl_target is not None, "checked with the recipe"
-    return AdaptiveKLController(kl.kl_coef, target=kl.kl_target, horizon=kl.horizon)

@@ -31,7 +31,8 @@ from learner.algorithm_config import (
 from learner.batch import Batch, MicroBatch
 from learner.config import KLConfig
 from learner.engine import ZeroEngine
-from learner.kl import AdaptiveKLController, FixedKLController, full_kl, kl_estimate
+from learner.kl import full_kl, kl_estimate
+from learner.kl_controllers import KLController
 from learner.lora import adapters_off
 from learner.losses import (
     Metrics,
@@ -55,7 +56,7 @@ class PolicyGradient:
         self,
         config: PolicyGradientAlgorithm,
         kl: KLConfig,
-        kl_controller: FixedKLController | AdaptiveKLController,
+        kl_controller: KLController,
         *,
         policy: ZeroEngine,
         value_model: ZeroEngine | None,

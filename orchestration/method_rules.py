@@ -149,11 +149,19 @@ def _check_kl_estimator(kl: KLConfig, learner: LearnerConfig) -> Iterator[Contra
 
 
 def _check_kl_controller(kl: KLConfig) -> Iterator[Contradiction]:
-    if kl.controller == "adaptive" and kl.kl_target is None:
+    if kl.controller == "fixed":
+        return
+    if kl.kl_target is None:
         yield Contradiction(
             ("kl.kl_target", "kl.controller"),
-            "the adaptive controller needs a KL to steer to, in nats per completion",
+            f"the {kl.controller} controller needs a KL to steer by, in nats per completion",
             'set 6.0, say, or kl.controller = "fixed"',
+        )
+    if kl.kl_coef == 0:
+        yield Contradiction(
+            ("kl.kl_coef", "kl.controller"),
+            f"the {kl.controller} controller multiplies the coefficient, and 0 stays 0",
+            'set 0.05, say, or kl.controller = "fixed"',
         )
 
 

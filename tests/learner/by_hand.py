@@ -18,7 +18,7 @@ from core.packing import PackedRow, pack_row
 from learner.algorithm_config import PolicyGradientAlgorithm
 from learner.batch import Batch, MicroBatch, make_batch
 from learner.config import KLConfig
-from learner.kl import FixedKLController
+from learner.kl_controllers import FixedKLController
 from learner.policy_gradient import PolicyGradient
 from tests.fakes import make_completion, make_group, make_prompt, make_rollout
 

@@ -1,4 +1,4 @@
-"""KL estimates against exact divergences, exact divergences against literals, controllers against arithmetic.
+"""KL estimates against exact divergences, exact divergences against literals.
 
 Dimension key: N samples, T token positions, V vocabulary.
 """
@@ -16,10 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner import kl as kl_module
 from learner.kl import (
-    AdaptiveKLController,
     Direction,
     Estimator,
-    FixedKLController,
     divergence,
     full_kl,
     kl_estimate,
@@ -290,52 +288,6 @@ def test_divergence_without_a_second_is_minus_the_entropy() -> None:
     assert divergence(torch.zeros(4), None).item() == pytest.approx(-math.log(4))
 
 
-# --- controllers ----------------------------------------------------------------------------------------
-
-
-def test_adaptive_controller_by_hand() -> None:
-    controller = AdaptiveKLController(0.1, target=6.0, horizon=1000)
-    # KL 6.6: e = 0.1; 100 sequences: factor 1 + 0.1 * 100 / 1000 = 1.01
-    controller.update(6.6, num_sequences=100)
-    assert controller.kl_coef == pytest.approx(0.101)
-    # KL 60: e = 9, clipped to 0.2: factor 1.02.  KL 0: e = -1, clipped to -0.2: factor 0.98
-    controller.update(60.0, num_sequences=100)
-    assert controller.kl_coef == pytest.approx(0.101 * 1.02)
-    controller.update(0.0, num_sequences=100)
-    assert controller.kl_coef == pytest.approx(0.101 * 1.02 * 0.98)
-
-
-@settings(deadline=None)
-@given(st.floats(-100, 100), st.floats(0.1, 50), st.integers(1, 256), st.floats(1e-4, 10))
-def test_adaptive_controller_moves_the_right_way_and_stays_positive(
-    kl: float, target: float, num_sequences: int, kl_coef: float
-) -> None:
-    controller = AdaptiveKLController(kl_coef, target=target, horizon=256)
-    controller.update(kl, num_sequences=num_sequences)
-    assert controller.kl_coef > 0
-    assert (controller.kl_coef >= kl_coef) if kl >= target else (controller.kl_coef <= kl_coef)
-    assert 0.8 * kl_coef * 0.999 <= controller.kl_coef <= 1.2 * kl_coef * 1.001
-
-
-def test_adaptive_controller_holds_its_target_in_closed_loop() -> None:
-    """A policy whose KL falls as the penalty rises, KL = 1 / kl_coef, ends at the target."""
-    controller = AdaptiveKLController(5.0, target=4.0, horizon=320)
-    for _ in range(300):
-        controller.update(1 / controller.kl_coef, num_sequences=32)
-    assert 1 / controller.kl_coef == pytest.approx(4.0, rel=1e-3)
-
-
-def test_controllers_resume() -> None:
-    for fresh in (lambda: FixedKLController(0.3), lambda: AdaptiveKLController(0.3, target=5, horizon=100)):
-        controller, resumed = fresh(), fresh()
-        controller.update(50.0, num_sequences=10)
-        resumed.load(controller.state())
-        for one in (controller, resumed):
-            one.update(1.0, num_sequences=10)
-        assert controller.kl_coef == resumed.kl_coef
-    assert FixedKLController(0.3).kl_coef == 0.3
-
-
 def test_errors_say_what_to_do() -> None:
     logits = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="choose one of k1, k2, k3, abs"):
@@ -344,15 +296,3 @@ def test_errors_say_what_to_do() -> None:
         full_kl(logits, logits, direction="sideways")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"policy_logprobs \[2, 3\], reference_logprobs \[2\]"):
         kl_estimate(logits, logits[:, 0], estimator="k1")
-    with pytest.raises(ValueError, match="must start above 0"):
-        AdaptiveKLController(0.0, target=1, horizon=10)
-    with pytest.raises(ValueError, match="target"):
-        AdaptiveKLController(0.1, target=0, horizon=10)
-    with pytest.raises(ValueError, match="horizon"):
-        AdaptiveKLController(0.1, target=1, horizon=0)
-    with pytest.raises(ValueError, match="set it above 200"):
-        AdaptiveKLController(0.1, target=1, horizon=200).update(1.0, num_sequences=1000)
-    with pytest.raises(ValueError, match="diverged"):
-        AdaptiveKLController(0.1, target=1, horizon=10).update(math.nan, num_sequences=1)
-    with pytest.raises(ValueError, match="finite positive"):
-        FixedKLController(-0.1)

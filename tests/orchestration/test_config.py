@@ -276,6 +276,11 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             for algorithm in ([], ["algorithm.kind=dpo"])
         ),
         (["kl.controller=adaptive"], "kl.kl_target is not set: the adaptive controller"),
+        (["kl.controller=budget"], "kl.kl_target is not set: the budget controller"),
+        (
+            ["kl.controller=budget", "kl.kl_target=7", "kl.kl_coef=0"],
+            "kl.kl_coef = 0.0: the budget controller multiplies the coefficient",
+        ),
         (["alarm.action=raise_kl", "kl.kl_coef=0.0"], 'alarm.action = "raise_kl": a kl_coef of 0 stays 0'),
         (
             ["kl.placement=loss"],
@@ -369,6 +374,7 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
         ["reference.adapters_off=true", "learner.lora.rank=4"],
         ["kl.kl_target=6.0"],
         ["kl.controller=adaptive", "kl.kl_target=6.0"],
+        ["kl.controller=budget", "kl.kl_target=6.0"],
         ["algorithm.num_minibatches=3"],
         ["rollout.max_new_tokens=255", "learner.token_budget=256", "reference.token_budget=256"],
         ["rollout.resources.num_gpus=2", "rollout.tensor_parallel=2"],
