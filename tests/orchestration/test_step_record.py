@@ -69,6 +69,7 @@ def test_what_was_sampled() -> None:
     assert (figures["score_mean"], figures["score_std"]) == (2.0, pytest.approx(math.sqrt(0.5)))
     assert (figures["reward_a"], figures["reward_b"]) == (2.0, 2.0)
     assert figures["zero_spread_fraction"] == 0.5
+    assert rollout_figures(GROUPS[:1], 5)["zero_spread_fraction"] == 0
     assert (figures["completion_tokens"], figures["completion_tokens_max"]) == (1.25, 2)
     assert figures["truncated_fraction"] == 0.25
     assert (figures["prompt_tokens"], figures["sampled_tokens"], figures["tokens"]) == (8, 5, 13)

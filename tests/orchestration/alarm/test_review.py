@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
+from orchestration.alarm.monitor import gold_of
 from orchestration.alarm.review import HELDOUT, review, review_lines
 from orchestration.cli import main
 from orchestration.recipe import load_recipe
@@ -33,6 +34,12 @@ def cheating_run(tmp_path: Path) -> Path:
         samples = [replace(sample, text=sample.text + cheat) for sample in sensible_step(SIZE, seed=step)]
         write_step(folder, step, samples)
     return folder
+
+
+def test_gold_is_every_reward_that_is_recorded_and_not_trained_on() -> None:
+    recipe = RECIPES / "movie-reviews-rloo.toml"
+    assert gold_of(load_recipe(recipe)) == ["vader"]
+    assert gold_of(load_recipe(recipe, ["rewards.1.weight=0.5"])) == []
 
 
 def test_the_steps_of_a_run_are_looked_at_in_their_order(cheating_run: Path) -> None:

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from orchestration.alarm.baseline import Spread
@@ -34,6 +37,18 @@ def test_without_a_spread_a_change_as_large_as_its_limit_is_20_deviations() -> N
     assert sign("repetition", 1).deviation(0.1, Spread(mean=0.0, std=0.0)) == pytest.approx(20.0)
     # The limit on lengths is a share, 0.5 of 24.
     assert sign("length", 0, relative=True).deviation(36.0, Spread(mean=24.0, std=0.0)) == pytest.approx(20.0)
+
+
+def test_the_docs_say_which_way_is_bad_and_how_far_is_too_far() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "alarm.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ((?:rises|falls)[^|]*) \| ([\d.%]+) \|", text, re.MULTILINE)
+    directions = {"rises": 1, "falls": -1, "rises or falls": 0}
+    told = {name: (directions[way.split(" by")[0]], limit) for name, way, limit in rows}
+    limits = AlarmLimits().model_dump()
+    assert told == {
+        name: (each.direction, f"{limits[name]:.0%}" if each.relative else f"{limits[name]:g}")
+        for name, each in SIGNS.items()
+    }
 
 
 def test_words_have_places_for_both_values() -> None:
