@@ -9,13 +9,14 @@ joined in the order of the ranks are the parameter again:
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from core.errors import UserError
 
 WEIGHT, MOMENTS, STEP = "weight", ("exp_avg", "exp_avg_sq"), "step"
 """A trained parameter's full-precision weight, and what torch's Adam keeps beside it."""
@@ -34,10 +35,10 @@ class Fragment:
 
 
 class SavedState:
-    """What a checkpoint holds of one network, parameter by parameter; nothing else of it is in memory.
+    """What a checkpoint holds of one network. A parameter is put together when it is asked for.
 
-    for name in trained:
-        weight = saved.tensor(name, WEIGHT).view(shape)
+    for name, parameter in module.named_parameters():
+        weight = saved.tensor(name, WEIGHT).view(parameter.shape)
     """
 
     def __init__(
@@ -46,13 +47,14 @@ class SavedState:
         *,
         zero_stage: int,
         world_size: int,
-        trained: Sequence[str],
+        parameters: Mapping[str, bool],
         read: Callable[[Path], Any],
     ) -> None:
-        """`trained`: names of the trained parameters, in the network's order. `read`: what a file holds.
+        """`parameters`: the network's, in its order, and whether each is trained. `read`: what a file holds.
 
-        Raises what `read` raises.
+        Raises `UserError` if a parameter is missing, and what `read` raises.
         """
+        trained = [name for name, is_trained in parameters.items() if is_trained]
         match zero_stage:
             case 0:
                 fragments = _fragments_0(folder, trained, read)
@@ -60,9 +62,12 @@ class SavedState:
                 fragments = _fragments_1_2(folder, world_size, read)
             case _:
                 fragments = _fragments_3(folder, world_size, read)
-        self._fragments: dict[str, list[Fragment]] = defaultdict(list)
+        self._fragments: dict[str, list[Fragment]] = {name: [] for name in parameters}
         for name, fragment in fragments:
-            self._fragments[name].append(fragment)
+            if name in parameters:  # and not a tied weight's second name, or a buffer
+                self._fragments[name].append(fragment)
+        if missing := [name for name in parameters if not self._fragments[name]]:
+            raise UserError(f"{folder}: is of another network, without {missing[0]}")
         self.num_updates = max(
             (
                 float(fragment.tensors[STEP])
@@ -73,11 +78,6 @@ class SavedState:
             default=0.0,
         )
         """Optimizer steps that the moments have seen: every one is of all trained parameters."""
-
-    @property
-    def names(self) -> set[str]:
-        """Of all parameters that are in the files."""
-        return set(self._fragments)
 
     def tensor(self, name: str, key: str) -> torch.Tensor:
         """[numel] a parameter's weight or one of its moments; zeros for moments that have seen no update."""
@@ -99,9 +99,9 @@ def _fragments_0(
     if "fp32_groups" in optimizer:  # the weights that bfloat16's are rounded from
         weights |= zip(trained, optimizer["fp32_groups"][0], strict=True)
         optimizer = optimizer["optimizer_state_dict"]
+    moments = {name: optimizer["state"].get(index, {}) for index, name in enumerate(trained)}
     for name, weight in weights.items():
-        moments = optimizer["state"].get(trained.index(name), {}) if name in trained else {}
-        yield name, Fragment({WEIGHT: weight, **moments}, 0, weight.numel())
+        yield name, Fragment({WEIGHT: weight, **moments.get(name, {})}, 0, weight.numel())
 
 
 def _fragments_1_2(

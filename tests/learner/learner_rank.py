@@ -271,16 +271,16 @@ def reshard(zero_stage: int, algorithm: AlgorithmConfig, source: str, **keys: An
         kl_coef = learner.kl_controller.kl_coef
         metrics = [learner.train_step(rank.groups(step)) for step in (2, 3)]
         facts = {"metrics": metrics, "version": learner.policy_version, "kl_coef": kl_coef}
-        rank.write(name, learner, trained=trained_names(learner), **facts)
+        rank.write(name, learner, parameters=parameters_of(learner), **facts)
 
     return run
 
 
-def trained_names(learner: Learner) -> dict[str, list[str]]:
-    """Of each network."""
+def parameters_of(learner: Learner) -> dict[str, dict[str, bool]]:
+    """Of each network: which parameters it has, and whether they are trained."""
     networks = {"policy": learner.policy, "value_model": learner.value_model}
     return {
-        kind: [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+        kind: {name: parameter.requires_grad for name, parameter in engine.module.named_parameters()}
         for kind, engine in networks.items()
         if engine is not None
     }
