@@ -47,8 +47,8 @@ def load(learner: Learner, folder: Path) -> None:
     """Go on from what `save` wrote, maybe on other ranks or under another ZeRO stage. All ranks must call.
 
     On the same ones it goes on bit for bit, on others up to the rounding of sums that are taken in another order.
-    A rank with no random state in the checkpoint starts one. Raises `UserError` on all ranks for a learner of other networks, and
-    for files that are damaged or hold anything but tensors and plain values.
+    A rank with no random state in the checkpoint starts one. Raises `UserError` on all ranks for a learner of other
+    networks, and for files that are damaged or hold anything but tensors and plain values.
     """
     state: Any = None
     failure = None
