@@ -1,7 +1,7 @@
 """Parameters put together from the files of several ranks: by hand, as DeepSpeed lays them out.
 
-Two parameters, `a` of 3 elements and `b` of 2 x 2, both trained, and `c` of 3, which is frozen. That real files look
-so is tested in `test_learner_real.py`.
+Two parameters, `a` of 3 elements and `b` of 2 x 2, both trained, and `c` of 3, which is frozen. That real files
+look so is tested in `test_learner_real.py`.
 """
 
 from pathlib import Path
