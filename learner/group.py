@@ -186,7 +186,8 @@ class LearnerGroup:
         look: Any = ray.remote(process_state)
         seen = look.options(num_cpus=0, scheduling_strategy=there).remote(process.pid, process.stacks)
         try:
-            return await answer(seen, who="its node", what="looking at it", deadline_s=LOOK_S)
+            state: ProcessState = await answer(seen, who="its node", what="looking at it", deadline_s=LOOK_S)
+            return state
         except WorkerLost as error:
             return ProcessState(f"cannot be looked at: {error}", in_collective=False)
 

@@ -59,7 +59,7 @@ def network_of_zero_3(*frozen: float) -> dict[str, Any]:
 
 
 WHOLE = {"module": {"a": A, "c": C, "b": B, "tied": A, "buffer": torch.zeros(1)}, "optimizer": None}
-ADAM = {"state": {0: moments(1, 2, 3), 1: {**moments(*B.flatten().tolist())}}}
+ADAM = {"state": {0: moments(1, 2, 3), 1: moments(*B.flatten().tolist())}}
 ROUNDED = {"a": A.bfloat16() + 1, "c": C, "b": B.bfloat16() + 1}
 
 FILES: dict[tuple[int, int], dict[str, Any]] = {
