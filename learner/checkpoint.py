@@ -4,7 +4,7 @@ A checkpoint folder of the learner:
 
     policy/state/...        DeepSpeed's files: weights and optimizer state, one set a rank
     value_model/state/...   the same, where there is a value model
-    learner.json            policy version, the KL controller's state, and what shape of learner wrote it
+    learner.json            policy version, the KL controller's state, and the ranks and ZeRO stage that wrote it
     random-states.json      one a rank: where dropout goes on drawing
 """
 
@@ -18,7 +18,7 @@ from learner.config import LoRAConfig
 from learner.engine import ZeroEngine, all_gather, place_in_group, raise_together
 from learner.learner import Learner
 from learner.lora import merged_parameters
-from learner.random_state import random_state, set_random_state
+from learner.random_state import random_state, seed_random_state, set_random_state
 
 TAG = "state"
 
@@ -44,8 +44,12 @@ def save(learner: Learner, folder: Path, *, rank: int) -> None:
 
 
 def load(learner: Learner, folder: Path) -> None:
-    """Go on from what `save` wrote. All ranks must call. Raises `UserError` on all of them for another shape of
-    learner, and for files that are damaged or hold anything but tensors and plain values."""
+    """Go on from what `save` wrote, maybe on other ranks or under another ZeRO stage. All ranks must call.
+
+    On the same ones it goes on bit for bit, on others up to the rounding of sums that are taken in another order.
+    A rank with no random state in the checkpoint starts one. Raises `UserError` on all ranks for a learner of other
+    networks, and for files that are damaged or hold anything but tensors and plain values.
+    """
     state: Any = None
     failure = None
     try:
@@ -53,17 +57,26 @@ def load(learner: Learner, folder: Path) -> None:
     except UserError as error:
         failure = str(error)
     raise_together(failure, UserError)
-    if state.get("shape") != _shape(learner):
+    saved, own = state["shape"], _shape(learner)
+    if saved["networks"] != own["networks"]:
         raise UserError(
-            f"{folder}: was written by a learner of {state.get('shape')}, and this one is of {_shape(learner)}; "
-            "resume with the settings that it was started with"
+            f"{folder}: holds {saved['networks']}, and this learner has {own['networks']}; resume with the "
+            "algorithm that it was started with"
         )
     for name, engine in _engines(learner):
-        engine.load(folder / name, TAG)
+        if saved == own:
+            engine.load(folder / name, TAG)
+        else:
+            engine.load_resharded(
+                folder / name, TAG, zero_stage=saved["zero_stage"], world_size=saved["world_size"]
+            )
     learner.policy_version = state["policy_version"]
     learner.kl_controller.load(state["kl_controller"])
     rank, _ = place_in_group()
-    set_random_state(random_states[rank])
+    if rank < len(random_states):
+        set_random_state(random_states[rank])
+    else:
+        seed_random_state(learner.seed, learner.policy_version, rank)
 
 
 def save_model(learner: Learner, folder: Path, *, tokenizer_from: Path, rank: int) -> None:
@@ -103,7 +116,7 @@ def _engines(learner: Learner) -> list[tuple[str, ZeroEngine]]:
 
 
 def _shape(learner: Learner) -> dict[str, Any]:
-    """What must not differ between the learner that wrote a checkpoint and the one that reads it."""
+    """How a learner writes a checkpoint: who reads one has to know."""
     return {
         "world_size": place_in_group()[1],
         "zero_stage": learner.policy.zero_stage,

@@ -22,6 +22,8 @@ from torch import nn
 from core.errors import NonFiniteError, UserError, WorkerError
 from learner.checkpoint_files import CheckpointFiles, read_tensors
 from learner.config import LearnerConfig
+from learner.resharding import set_state
+from learner.saved_state import SavedState
 
 T = TypeVar("T")
 
@@ -215,7 +217,8 @@ class ZeroEngine:
         raise_together(self._files.failure, WorkerError)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Read what `save` wrote, on the same number of ranks and ZeRO stage. All ranks must call.
+        """Read what `save` wrote, on the same number of ranks and ZeRO stage: bit for bit, and each rank its own
+        files. All ranks must call.
 
         Raises `UserError` on all ranks, before a weight changes, if a file holds anything but tensors.
         """
@@ -230,6 +233,22 @@ class ZeroEngine:
         raise_together(failure, UserError)
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         assert path is not None, "there are files"
+
+    def load_resharded(self, folder: Path, tag: str, *, zero_stage: int, world_size: int) -> None:
+        """Read what so many ranks wrote under another ZeRO stage. All ranks must call. Raises as `load` does."""
+        failure = None
+        try:
+            saved = SavedState(
+                folder / tag,
+                zero_stage=zero_stage,
+                world_size=world_size,
+                parameters={name: one.requires_grad for name, one in self.module.named_parameters()},
+                read=lambda file: read_tensors(file, SAVED_CLASSES, peek=True),
+            )
+        except UserError as error:
+            failure = str(error)
+        raise_together(failure, UserError)
+        set_state(self._engine, saved)
 
     def _clip_unsharded(self) -> float:
         """Clip, and give the norm before. Ranks hold the same gradient by now."""

@@ -6,22 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from core.errors import LearnerLost, UserError, WorkerLost
+from core.errors import LearnerLost, UserError, WorkerLost, WorkerSilent
 from core.messages import Completion, Demonstration, Float32s, RolloutGroup
+from core.process_state import ProcessState, process_state
 from core.remote import actor_options, answer
 from core.weights import WeightManifest
 from core.worker_report import WorkerReport
-from learner.worker import LearnerSetup, LearnerWorker
+from learner.worker import LearnerSetup, LearnerWorker, RankProcess
 
 LAST_WORDS_S = 5.0
 """For the other ranks once one has failed: who was killed is heard of after those who were waiting for it."""
+LOOK_S = 30.0
+"""For a process that looks at a silent rank from outside to start and to say what it sees."""
+LONGER_S = 60.0
+"""How much longer ranks wait for each other than the driver for all of them: who gives up first is asked why."""
 
 
 class LearnerGroup:
     """Every call goes to every rank, because ZeRO's collectives need them all.
 
-    Raises `LearnerLost` if a rank died or was silent. The group is of no use then, until `restart`.
+    Raises `LearnerLost` if a rank died or was silent, and says what the silent ones do: first the one that keeps
+    the others waiting. The group is of no use then, until `restart`.
     """
 
     def __init__(
@@ -34,17 +41,22 @@ class LearnerGroup:
         self._push_s = push_s
         self._actors = self._launch()
         self._is_up = False
+        self._processes: list[RankProcess] = []
 
     async def start(self) -> None:
         """Load the networks on every rank. Raises `UserError` or `WorkerError`, naming the rank."""
+        self._processes = await self._all("identity", what="starting", deadline_s=self._setup.deadline_s)
         address, port = await answer(
             self._actors[0].rendezvous.remote(),
             who="learner rank 0",
             what="starting",
             deadline_s=self._setup.deadline_s,
         )
+        collective_s = max(self._setup.deadline_s, self._learn_s, self._push_s) + LONGER_S
         await self._all(
-            "start", self._setup, address, port, what="starting", deadline_s=self._setup.deadline_s
+            *("start", self._setup, address, port, collective_s),
+            what="starting",
+            deadline_s=self._setup.deadline_s,
         )
         self._is_up = True
 
@@ -57,6 +69,7 @@ class LearnerGroup:
     def kill(self) -> None:
         """End every rank, whatever it does."""
         self._is_up = False
+        self._processes = []
         for actor in self._actors:
             ray.kill(actor, no_restart=True)
 
@@ -145,17 +158,42 @@ class LearnerGroup:
         try:
             return list(await asyncio.gather(*calls))
         except Exception as error:
-            lost = await _lost_rank(calls)
-            if lost is not None and not isinstance(error, UserError):
-                raise LearnerLost(str(lost)) from lost
-            raise
+            lost = [one for one in await _last_words(calls) if isinstance(one, WorkerLost)]
+            if not lost or isinstance(error, UserError):
+                raise
+            died = next((one for one in lost if not isinstance(one, WorkerSilent)), None)
+            raise LearnerLost(str(died or await self._silence(calls))) from lost[0]
         finally:
             for call in calls:
                 call.cancel()
 
+    async def _silence(self, calls: Sequence[asyncio.Future[Any]]) -> str:
+        """What each rank does that did not answer, and first who keeps the others waiting."""
+        errors = [call.exception() if call.done() else None for call in calls]
+        silent = {rank: error for rank, error in enumerate(errors) if isinstance(error, WorkerSilent)}
+        if not self._processes:
+            return "; ".join(map(str, silent.values()))
+        states = await asyncio.gather(*(self._state(self._processes[rank]) for rank in silent))
+        said = [
+            (state.in_collective, f"{error}: {'waits for the others ' * state.in_collective}{state.said}")
+            for error, state in zip(silent.values(), states, strict=True)
+        ]
+        return "; ".join(text for _, text in sorted(said))
 
-async def _lost_rank(calls: Sequence[asyncio.Future[Any]]) -> WorkerLost | None:
-    """After the first failure: whether a rank died, which makes the others fail, too."""
-    await asyncio.wait(calls, timeout=LAST_WORDS_S)
-    errors = [call.exception() for call in calls if call.done() and not call.cancelled()]
-    return next((error for error in errors if isinstance(error, WorkerLost)), None)
+    async def _state(self, process: RankProcess) -> ProcessState:
+        """Seen by another process on its node, because a rank in a long call answers nothing itself."""
+        there = NodeAffinitySchedulingStrategy(process.node, soft=False)
+        look: Any = ray.remote(process_state)
+        seen = look.options(num_cpus=0, scheduling_strategy=there).remote(process.pid, process.stacks)
+        try:
+            state: ProcessState = await answer(seen, who="its node", what="looking at it", deadline_s=LOOK_S)
+            return state
+        except WorkerLost as error:
+            return ProcessState(f"cannot be looked at: {error}", in_collective=False)
+
+
+async def _last_words(calls: Sequence[asyncio.Future[Any]]) -> list[BaseException]:
+    """After the first failure: all that fail within a moment, because one that died makes the others fail, too."""
+    done, _ = await asyncio.wait(calls, timeout=LAST_WORDS_S)
+    errors = [call.exception() for call in calls if call in done and not call.cancelled()]
+    return [error for error in errors if error is not None]

@@ -64,7 +64,7 @@ class Learner:
         self._world_size = world_size
         self._config = config
         self._algorithm = algorithm
-        self._seed = seed
+        self.seed = seed
         self._num_steps = num_steps
         self._decoding = decoding
         self.lora = config.lora
@@ -146,7 +146,7 @@ class Learner:
                 batch,
                 members,
                 self._algorithm.num_minibatches,
-                seed=(self._seed, self.policy_version, epoch),
+                seed=(self.seed, self.policy_version, epoch),
             ):
                 updates.append(self._update(batch, targets, part))
                 if self._is_too_far(updates[-1]):

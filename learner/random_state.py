@@ -32,6 +32,15 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), next_gauss))
 
 
+def seed_random_state(*seeds: int) -> None:
+    """Start all generators anew; other seeds, other draws."""
+    sequence = np.random.SeedSequence(seeds)
+    for_torch, for_numpy, for_python = (int(word) for word in sequence.generate_state(3))
+    torch.manual_seed(for_torch)  # CUDA's, too
+    np.random.seed(for_numpy)
+    random.seed(for_python)
+
+
 def _hex(state: torch.Tensor) -> str:
     return state.numpy().tobytes().hex()
 

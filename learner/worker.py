@@ -11,6 +11,7 @@ from typing import Any
 from core.config import ModelConfig
 from core.decoding import Decoding
 from core.messages import Completion, Demonstration, Float32s, Int32s, RolloutGroup
+from core.process_state import answer_with_stacks
 from core.remote import node_address, node_id
 from core.stream import SeededStream
 from core.weights import WeightManifest
@@ -51,11 +52,27 @@ class LearnerSetup:
     deadline_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankProcess:
+    """Where the process of a rank is."""
+
+    node: str
+    """Ray's id of its node."""
+    pid: int
+    stacks: int
+    """Descriptor that it writes its stacks to (`core/process_state.py`)."""
+
+
 class LearnerWorker:
     """One rank. Torch and DeepSpeed are imported here and not by the driver."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
+        self._stacks = answer_with_stacks()
+
+    def identity(self) -> RankProcess:
+        """Where this rank's process is, for who looks at it once it no longer answers."""
+        return RankProcess(node=node_id(), pid=os.getpid(), stacks=self._stacks)
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port, where this rank (0) can wait for the others."""
@@ -63,8 +80,8 @@ class LearnerWorker:
             probe.bind(("", 0))
             return node_address(), probe.getsockname()[1]
 
-    def start(self, setup: LearnerSetup, address: str, port: int) -> None:
-        """Join the group and load the networks."""
+    def start(self, setup: LearnerSetup, address: str, port: int, collective_s: float) -> None:
+        """Join the group and load the networks. `collective_s`: longest wait for the other ranks."""
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
         # Heavy imports stay out of the driver, which only needs this module's handles.
         import torch
@@ -77,7 +94,7 @@ class LearnerWorker:
         torch.set_num_threads(setup.config.resources.threads)
         world_size = setup.config.world_size
         join_group(
-            rank=self._rank, world_size=world_size, address=address, port=port, deadline_s=setup.deadline_s
+            rank=self._rank, world_size=world_size, address=address, port=port, deadline_s=collective_s
         )
         dtype = setup.model.dtype
         policy = self._engine(load_policy(setup.model_path, dtype), setup)

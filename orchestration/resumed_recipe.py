@@ -1,4 +1,7 @@
-"""What may be another in a resumed run: where and how its processes run, and not what they compute."""
+"""What may be another in a resumed run: where and how its processes run, and not what they compute.
+
+Other learner ranks sum in another order, so that they compute the same up to rounding.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +11,7 @@ from orchestration.config import Recipe
 
 MAY_CHANGE = re.compile(
     r"rollout\.(workers|autoscale)\b|reference\.replicas$|.*\bresources\."
-    r"|rewards\.\d+\.(replicas|url|token_env|token_file|timeout_s|retries)$"
+    r"|learner\.(world_size|zero_stage)$|rewards\.\d+\.(replicas|url|token_env|token_file|timeout_s|retries)$"
     r"|(cluster|dashboard|deadlines|faults|metrics|alarm|trackers)\.|trainer\.(checkpoint_every|keep_checkpoints|save_model)$"
 )
 

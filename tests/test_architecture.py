@@ -22,7 +22,7 @@ MAY_IMPORT = {
 
 DOORS = {
     "vllm": {"actors/sampler.py", "actors/weight_pull.py", "actors/engine_stats.py"},
-    "deepspeed": {"learner/engine.py"},
+    "deepspeed": {"learner/engine.py", "learner/resharding.py"},
     "ray": {
         "core/remote.py",
         "actors/handles.py",

@@ -279,24 +279,31 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(
 def test_ppo_trains_a_value_model_from_the_reward_model(
     run: Finished, recipe: Path, tiny_reward_model: Path, tmp_path: Path
 ) -> None:
-    """And its policy is what the first run saved: vLLM loads it too."""
+    """And its policy is what the first run saved: vLLM loads it too. After a break it goes on with two learner
+    ranks and ZeRO-2 in the place of one rank without."""
     ppo = tmp_path / "ppo.toml"
     rewards = recipe.read_text(encoding="utf-8") + PPO.format(reward_model=tiny_reward_model)
     ppo.write_text(rewards, encoding="utf-8")
-    process = leash(
-        *(
-            "train",
-            ppo,
-            'algorithm={kind = "ppo", num_minibatches = 2}',
-            f"model.path={run.folder / 'model'}",
-        ),
-        *("rollout.workers=1", "learner.world_size=1", "learner.zero_stage=0", "trainer.steps=3"),
+    settings = (
+        *("train", ppo, 'algorithm={kind = "ppo", num_minibatches = 2}'),
+        *(f"model.path={run.folder / 'model'}", "rollout.workers=1", "trainer.steps=3"),
         *("kl.kl_target=none", "kl.controller=fixed", "trainer.max_lag=1", "--run", tmp_path / "run"),
-        log=tmp_path / "log",
     )
+    process = leash(*settings, "learner.world_size=1", "learner.zero_stage=0", log=tmp_path / "log")
+    process.wait_until(lambda: len(records(tmp_path / "run")) >= 1, DEADLINE_S)
+    process.terminate()
+    assert process.wait(60).code == 130
+    process = leash(*settings, "--resume", log=tmp_path / "resumed.log")
     ended = process.wait(DEADLINE_S)
     assert ended.code == 0, ended.output[-4000:]
     assert process.left_behind() == []
+    saved = tmp_path / "run" / "checkpoints" / "step-000003" / "learner.json"
+    assert json.loads(saved.read_text(encoding="utf-8"))["shape"] == {
+        "world_size": 2,
+        "zero_stage": 2,
+        "networks": ["policy", "value_model"],
+    }
+    assert leash("verify", tmp_path / "run", log=tmp_path / "verify.log").wait(60).code == 0
     found = records(tmp_path / "run")
     assert [record["step"] for record in found] == [1, 2, 3]
     assert all(record["value_loss"] > 0 and record["value_gradient_norm"] > 0 for record in found)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from core.errors import UserError, WorkerError
 from learner import checkpoint
-from tests.learner.learner_rank import PPO, RLOO, Rank, Scenario, main
+from tests.learner.learner_rank import LORA, PPO, RLOO, Rank, Scenario, main
 
 MARKER = "unpickled"
 
@@ -38,7 +38,8 @@ def planted(zero_stage: int) -> Scenario:
         learner.train_step(rank.groups(0))
         checkpoint.save(learner, folder, rank=rank.rank)
         resumed = rank.learner(zero_stage, RLOO)
-        raised = {}
+        elsewhere = rank.learner(0 if zero_stage else 2, RLOO)
+        raised, raised_elsewhere = {}, {}
         for file in sorted(path for path in folder.rglob("*.pt")):
             content = file.read_bytes()
             dist.barrier()
@@ -46,6 +47,7 @@ def planted(zero_stage: int) -> Scenario:
                 torch.save({"module": Malicious(rank.folder / f"{name}-{MARKER}")}, file)
             dist.barrier()
             raised[str(file)] = said(lambda: checkpoint.load(resumed, folder))
+            raised_elsewhere[str(file)] = said(lambda: checkpoint.load(elsewhere, folder))
             dist.barrier()
             if rank.rank == 0:
                 file.write_bytes(content)
@@ -53,8 +55,10 @@ def planted(zero_stage: int) -> Scenario:
         with pytest.MonkeyPatch.context() as patch:
             reads = record_reads(patch)
             checkpoint.load(resumed, folder)
+            checkpoint.load(elsewhere, folder)
         rank.write(f"{name}-saved", learner)
-        rank.write(name, resumed, raised=raised, reads=reads)
+        rank.write(f"{name}-elsewhere", elsewhere)
+        rank.write(name, resumed, raised=raised, raised_elsewhere=raised_elsewhere, reads=reads)
 
     return run
 
@@ -77,8 +81,8 @@ def other_shapes(rank: Rank, name: str) -> None:
     folder = rank.folder / f"{name}-checkpoint"
     checkpoint.save(rank.learner(2, RLOO), folder, rank=rank.rank)
     raised = {
-        "stage": said(lambda: checkpoint.load(rank.learner(0, RLOO), folder)),
         "networks": said(lambda: checkpoint.load(rank.learner(2, PPO), folder)),
+        "parameters": said(lambda: checkpoint.load(rank.learner(0, RLOO, **LORA), folder)),
     }
     for what, missing in (("files", "policy"), ("random states", "random-states.json")):
         dist.barrier()

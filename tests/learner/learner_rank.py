@@ -77,6 +77,15 @@ METHODS: dict[str, tuple[AlgorithmConfig, dict[str, Any]]] = {
 }
 """Every method beside RLOO and PPO, with the options that change what is computed."""
 
+RESHARDED: dict[str, tuple[AlgorithmConfig, dict[str, Any]]] = {
+    "rloo": (RLOO, {}),
+    "ppo": (PPO, {}),
+    "lora": (RLOO, LORA),
+    "bfloat16": (RLOO, {"dtype": "bfloat16"}),
+}
+SOURCES = [f"{stage}-world{world_size}" for stage in range(4) for world_size in (1, 2, 3)]
+"""ZeRO stage and ranks that wrote a checkpoint."""
+
 Scenario = Callable[["Rank", str], None]
 
 
@@ -97,6 +106,7 @@ class Rank:
         token_budget: int = 256,
         kl: KLConfig = KL,
         pretraining_coef: float = 0.0,
+        dtype: str = "float32",
         **keys: Any,
     ) -> Learner:
         config = LearnerConfig.model_validate(
@@ -110,14 +120,12 @@ class Rank:
         )
         value_model = None
         if isinstance(algorithm, PPOConfig):
-            value_model = ZeroEngine(
-                load_scalar_model(self.folder / "value", "float32"), config, dtype="float32"
-            )
-        policy = load_policy(self.folder / "policy", "float32")
+            value_model = ZeroEngine(load_scalar_model(self.folder / "value", dtype), config, dtype=dtype)
+        policy = load_policy(self.folder / "policy", dtype)
         if config.lora is not None:
             torch.manual_seed(0)
             add_adapter(policy, config.lora, dropout=config.dropout)
-        engine = ZeroEngine(policy, config, dtype="float32")
+        engine = ZeroEngine(policy, config, dtype=dtype)
         pretraining = None
         if pretraining_coef:
             pretraining = Pretraining(
@@ -248,6 +256,34 @@ def resume(zero_stage: int, algorithm: AlgorithmConfig, **keys: Any) -> Scenario
             rank.write(f"{name}-{kind}", learner, metrics=metrics, version=learner.policy_version)
 
     return run
+
+
+def reshard(zero_stage: int, algorithm: AlgorithmConfig, source: str, **keys: Any) -> Scenario:
+    """The checkpoint that another scenario wrote, on other ranks or another stage: saved again at once, and
+    gone on from as `resume` does."""
+
+    def run(rank: Rank, name: str) -> None:
+        learner = rank.learner(zero_stage, algorithm, **keys)
+        checkpoint.load(learner, rank.folder / f"{source}-checkpoint")
+        folder = rank.folder / f"{name}-checkpoint"
+        folder.mkdir(exist_ok=True)
+        checkpoint.save(learner, folder, rank=rank.rank)
+        kl_coef = learner.kl_controller.kl_coef
+        metrics = [learner.train_step(rank.groups(step)) for step in (2, 3)]
+        facts = {"metrics": metrics, "version": learner.policy_version, "kl_coef": kl_coef}
+        rank.write(name, learner, parameters=parameters_of(learner), **facts)
+
+    return run
+
+
+def parameters_of(learner: Learner) -> dict[str, dict[str, bool]]:
+    """Of each network: which parameters it has, and whether they are trained."""
+    networks = {"policy": learner.policy, "value_model": learner.value_model}
+    return {
+        kind: {name: parameter.requires_grad for name, parameter in engine.module.named_parameters()}
+        for kind, engine in networks.items()
+        if engine is not None
+    }
 
 
 def base_as_reference(zero_stage: int) -> Scenario:
@@ -383,6 +419,16 @@ SCENARIOS: dict[str, Scenario] = {
     **{f"resume-ppo-{stage}": resume(stage, PPO) for stage in range(4)},
     **{f"resume-dropout-attention-{stage}": resume(stage, RLOO, dropout=0.5) for stage in range(4)},
     **{f"resume-dropout-adapters-{stage}": resume(stage, RLOO, dropout=0.5, **LORA) for stage in range(4)},
+    **{f"resume-lora-{stage}": resume(stage, RLOO, **LORA) for stage in range(4)},
+    **{f"resume-bfloat16-{stage}": resume(stage, RLOO, dtype="bfloat16") for stage in range(4)},
+    **{
+        f"reshard-{kind}-to-{stage}-from-{source}": reshard(
+            stage, algorithm, f"resume-{kind}-{source}", **keys
+        )
+        for kind, (algorithm, keys) in RESHARDED.items()
+        for stage in range(4)
+        for source in SOURCES
+    },
     **{f"save-{stage}": save_model(stage) for stage in range(4)},
     **{f"base-{stage}": base_as_reference(stage) for stage in (0, 3)},
     "dropout-attention": dropping_out(0),

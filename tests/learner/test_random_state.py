@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.random_state import random_state, set_random_state
+from learner.random_state import random_state, seed_random_state, set_random_state
 
 NUM_DRAWS = 700
 """More than the 624 words that a generator holds before it makes new ones."""
@@ -52,3 +52,13 @@ def test_every_generator_goes_on_where_it_was(num_before: int) -> None:
     assert all(one != other for one, other in zip(draw(), expected[0], strict=True))
     set_random_state(json.loads(kept))
     assert [draw() for _ in range(NUM_DRAWS)] == expected
+
+
+def test_a_rank_that_has_no_state_draws_its_own_numbers_the_same_every_time() -> None:
+    drawn = []
+    for seeds in ((5, 2, 0), (5, 2, 1), (5, 3, 0), (5, 2, 0)):
+        seed_random_state(*seeds)
+        drawn.append(draw())
+    assert drawn[0] == drawn[3]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert all(first != second for first, second in zip(drawn[one], drawn[other], strict=True))

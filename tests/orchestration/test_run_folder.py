@@ -64,9 +64,11 @@ def test_a_run_is_resumed_with_its_own_settings_only(folder: RunFolder, tmp_path
 def test_a_run_is_resumed_on_other_workers(folder: RunFolder, tmp_path: Path) -> None:
     overrides = ["rollout.workers=7", "rollout.autoscale.max_workers=9", "learner.resources.num_cpus=3"]
     overrides += ["rewards.0.replicas=2", "faults.max_retries=0", "trainer.checkpoint_every=5"]
+    overrides += ["learner.world_size=2", "learner.zero_stage=3"]
     RunFolder.reopen(load_recipe(tmp_path / "tiny.toml", overrides), folder.path)
     kept = load_recipe(folder.path / "recipe.toml")
     assert (kept.rollout.workers, kept.trainer.checkpoint_every) == (7, 5)
+    assert (kept.learner.world_size, kept.learner.zero_stage) == (2, 3)
     with pytest.raises(UserError, match=r"rollout.group_size was 4, and is 2"):
         RunFolder.reopen(load_recipe(tmp_path / "tiny.toml", ["rollout.group_size=2"]), folder.path)
 

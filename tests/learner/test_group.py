@@ -1,0 +1,116 @@
+"""Who is told to be at fault when ranks of the learner do not answer, die or raise. Without Ray."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
+
+import pytest
+from ray.exceptions import RayError
+
+from core.errors import LearnerLost, UserError
+from core.process_state import ProcessState
+from learner.group import LAST_WORDS_S, LearnerGroup
+from learner.worker import LearnerSetup, RankProcess
+from tests.fakes import run_virtually
+
+LEARN_S = 100.0
+WAITS = ProcessState("at all_reduce (distributed_c10d.py:3007)", in_collective=True)
+NAPS = ProcessState("at nap (reward.py:3)", in_collective=False)
+STOPPED = ProcessState("process 7 is stopped, as by SIGSTOP", in_collective=False)
+
+Answer = Callable[[], Coroutine[Any, Any, Any]]
+
+
+class FakeRank:
+    """A Ray worker that takes its answer to every call from a function."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def __getattr__(self, method: str) -> "FakeRank":
+        return self
+
+    def remote(self, *arguments: Any) -> Coroutine[Any, Any, Any]:
+        return self._answer()
+
+
+async def silence() -> None:
+    await asyncio.sleep(10_000)
+
+
+async def done() -> dict[str, float]:
+    return {"loss": 1.0}
+
+
+def failing(error: Exception, after_s: float = 0.0) -> Answer:
+    async def fail() -> None:
+        await asyncio.sleep(after_s)
+        raise error
+
+    return fail
+
+
+def outcome(
+    monkeypatch: pytest.MonkeyPatch, answers: list[Answer], states: list[ProcessState]
+) -> tuple[Exception, float]:
+    """What `set_kl_coef` raises when ranks answer like this, and when; `states`: how they look from outside."""
+    monkeypatch.setattr(LearnerGroup, "_launch", lambda group: [FakeRank(answer) for answer in answers])
+
+    async def state(group: LearnerGroup, process: RankProcess) -> ProcessState:
+        return states[process.pid]
+
+    monkeypatch.setattr(LearnerGroup, "_state", state)
+
+    async def call() -> tuple[Exception, float]:
+        group = LearnerGroup(cast(LearnerSetup, None), [], learn_s=LEARN_S, push_s=1)
+        group._processes = [RankProcess(node="n", pid=rank, stacks=0) for rank, _ in enumerate(states)]
+        with pytest.raises(Exception) as caught:
+            await group.set_kl_coef(0.1)
+        return caught.value, asyncio.get_running_loop().time()
+
+    return run_virtually(call())
+
+
+@pytest.mark.parametrize("culprit", [NAPS, STOPPED])
+def test_who_keeps_the_others_waiting_is_named_first(
+    monkeypatch: pytest.MonkeyPatch, culprit: ProcessState
+) -> None:
+    error, at_s = outcome(monkeypatch, [silence, silence, silence], [WAITS, WAITS, culprit])
+    assert isinstance(error, LearnerLost)
+    late = "did not answer within 100 s (changing kl_coef)"
+    assert str(error).split("; ") == [
+        f"learner rank 2 {late}: {culprit.said}",
+        f"learner rank 0 {late}: waits for the others {WAITS.said}",
+        f"learner rank 1 {late}: waits for the others {WAITS.said}",
+    ]
+    assert at_s == pytest.approx(LEARN_S)
+
+
+def test_only_who_did_not_answer_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    error, _ = outcome(monkeypatch, [done, silence], [NAPS, STOPPED])
+    assert isinstance(error, LearnerLost)
+    assert str(error) == f"learner rank 1 did not answer within 100 s (changing kl_coef): {STOPPED.said}"
+
+
+def test_before_the_ranks_are_known_the_silent_ones_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    error, _ = outcome(monkeypatch, [silence, done], [])
+    assert isinstance(error, LearnerLost)
+    assert str(error) == "learner rank 0 did not answer within 100 s (changing kl_coef)"
+
+
+def test_a_rank_that_died_is_named_and_not_those_that_waited_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [failing(RuntimeError("Connection closed by peer")), failing(RayError("worker died"), 1.0)]
+    error, at_s = outcome(monkeypatch, answers, [WAITS, WAITS])
+    assert isinstance(error, LearnerLost)
+    assert str(error) == "learner rank 1 died (changing kl_coef): worker died"
+    assert at_s == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("a bug"), UserError("a bad model")])
+def test_what_a_rank_raised_is_not_taken_for_a_loss(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    """Although the others wait for it meanwhile."""
+    error, at_s = outcome(monkeypatch, [silence, failing(raised)], [WAITS, NAPS])
+    assert error is raised
+    assert at_s == pytest.approx(LAST_WORDS_S)
