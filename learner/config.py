@@ -43,7 +43,7 @@ class LearnerConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout while learning from datasets: of what adapters see, or without adapters of the attention."""
     lora: LoRAConfig | None = None
-    """Train adapters instead of all weights; the rollout workers get the merged weights."""
+    """Train adapters instead of all weights; `weight_push.form` says how the rollout workers get them."""
     token_budget: int = Field(default=1024, ge=1)
     """Tokens of one packed micro-batch."""
     gradient_checkpointing: bool = False
