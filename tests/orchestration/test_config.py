@@ -340,7 +340,7 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
         (["algorithm.kind=a2c"], 'algorithm.kind = "a2c": the value model of a2c starts from a reward model'),
         (
             [MODEL_REWARD, "algorithm.kind=a2c", "algorithm.num_epochs=2"],
-            "algorithm.num_epochs = 2: must be 1; set 1, the default",
+            "algorithm.num_epochs = 2: must be one of 1; set 1, the default",
         ),
         (
             [MODEL_REWARD, "algorithm.kind=a2c", "algorithm.clip_range_low=0.1"],
