@@ -81,6 +81,8 @@ class RewardTuningConfig(Section):
     """Optimizer steps."""
     rankings_per_step: int = Field(default=16, ge=1)
     """Pairs, or rankings of several texts, of one step."""
+    world_size: int = Field(default=1, ge=1)
+    """Ranks that share the rankings of each step: processes of the machine that trains the reward model."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """At the first step; it falls linearly to 0."""
     nll_coef: float = Field(default=0.0, ge=0)

@@ -242,6 +242,16 @@ def _check_reward_model(
         )
 
 
+def _check_reward_ranks(reward_model: RewardModelConfig | None) -> Iterator[Contradiction]:
+    tuning = reward_model.tuning if reward_model else None
+    if tuning and tuning.world_size > tuning.rankings_per_step:
+        yield Contradiction(
+            ("reward_model.tuning.world_size", "reward_model.tuning.rankings_per_step"),
+            f"the {tuning.rankings_per_step} rankings of a step cannot be shared by more ranks",
+            f"set {tuning.rankings_per_step} or less",
+        )
+
+
 def _check_value_model(algorithm: AlgorithmConfig, rewards: list[RewardConfig]) -> Iterator[Contradiction]:
     if isinstance(algorithm, ActorCriticConfig) and not any(
         isinstance(reward, RewardModelReward) for reward in rewards
@@ -275,6 +285,7 @@ METHOD_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_reference,
     _check_weight_push,
     _check_reward_model,
+    _check_reward_ranks,
     _check_value_model,
     _check_lag,
 )

@@ -260,6 +260,10 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             'trackers.mlflow.tracking_uri = "https://me:word@mlflow.example": the run folder keeps a copy',
         ),
         (["reference.adapters_off=true"], "reference.adapters_off = true: a learner without adapters"),
+        (
+            ["reward_model.tuning.rankings_per_step=4", "reward_model.tuning.world_size=5"],
+            "reward_model.tuning.world_size = 5: the 4 rankings of a step cannot be shared by more ranks",
+        ),
         (["weight_push.form=adapters"], 'weight_push.form = "adapters": a learner without adapters has only'),
         (
             ["weight_push.form=adapters", "learner.lora.rank=513"],
