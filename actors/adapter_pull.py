@@ -9,8 +9,6 @@ not go through its weight-transfer engine.
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vllm.config.lora import MaxLoRARanks
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.model_manager import LoRAModelManager
@@ -18,6 +16,7 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 
 from core.errors import UserError
+from core.models import linear_layers
 from core.weights import WeightManifest, verified_tensors
 
 ADAPTERS = LoRARequest(lora_name="policy", lora_int_id=1, lora_path="pushed-not-a-file")
@@ -37,13 +36,11 @@ class AdapterPull:
         assert manifest.adapters is not None
         tensors = verified_tensors(manifest.path, manifest.num_bytes, manifest.tensors)
         manager: LoRAModelManager = self.model_runner.get_model().lora_manager
-        scale: Any = (
-            manifest.adapters.alpha
-        )  # vLLM declares an int, and divides by the rank: a float is as good
+        alpha: Any = manifest.adapters.alpha  # vLLM declares an int, and divides by the rank
         adapters = LoRAModel.from_lora_tensors(
             ADAPTERS.adapter_id,
             {name: tensor.clone() for name, tensor in tensors},  # vLLM scales B where it lies
-            PEFTHelper(r=manifest.adapters.rank, lora_alpha=scale, target_modules=[]),
+            PEFTHelper(r=manifest.adapters.rank, lora_alpha=alpha, target_modules=[]),
             device="cpu",
             dtype=manager.lora_config.lora_dtype,
             weights_mapper=_renamed(manager.model),
@@ -66,17 +63,6 @@ def adapter_options(model_path: Path, rank: int) -> dict[str, Any]:
         "lora_target_modules": linear_layers(model_path),
         "worker_extension_cls": f"{AdapterPull.__module__}.{AdapterPull.__qualname__}",
     }
-
-
-def linear_layers(model_path: Path) -> list[str]:
-    """Last names of the layers that `learner/lora.py` puts adapters beside."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path))
-    head = model.get_output_embeddings()
-    named = model.named_modules()
-    return sorted(
-        {name.rpartition(".")[2] for name, m in named if isinstance(m, torch.nn.Linear) and m is not head}
-    )
 
 
 def _renamed(model: Any) -> Any:
