@@ -13,10 +13,9 @@ N tokens of a row whose likelihood counts, V vocabulary, F hidden size.
 
 import socket
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from core.errors import WorkerError
+from core.errors import UserError, WorkerError
 from core.messages import Bools, Int32s
 from core.models import ScalarModel, hidden_states, load_scalar_model, logprobs_of
 from core.packing import PackedRow, pack_row, plan_rows
@@ -79,15 +78,24 @@ def tune_on_ranks(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with ProcessPoolExecutor(len(ranks), mp_context=get_context("spawn")) as processes:
-        jobs = [processes.submit(_tune_as, rank, port, folder, texts, ratings_S, config) for rank in ranks]
-        wait(jobs, return_when=FIRST_EXCEPTION)
-        errors = [error for job in jobs if job.done() and (error := job.exception())]
-    if any(isinstance(error, BrokenProcessPool) for error in errors):
-        raise WorkerError("reward model: one of the ranks that tune its backbone died")
-    if errors:
-        raise errors[0]
-    figures = jobs[0].result()
+    context, processes, ends = get_context("spawn"), [], []
+    try:
+        for rank in ranks:
+            end, far_end = context.Pipe(duplex=False)
+            work = (far_end, rank, port, folder, texts, ratings_S, config)
+            processes.append(context.Process(target=_answer, args=work, daemon=True))
+            processes[-1].start()
+            far_end.close()  # or its death would go unnoticed
+            ends.append(end)
+        answers = [_hear(rank, end) for rank, end in enumerate(ends)]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    errors = [answer for answer in answers if isinstance(answer, Exception)]
+    if errors:  # those who only lost the others say less
+        raise next((error for error in errors if isinstance(error, UserError | WorkerError)), errors[0])
+    figures: dict[str, float] = answers[0]
     report(
         f"backbone: {config.tuning.steps} steps on {len(ranks)} ranks, "
         f"loss {figures['tuning_loss_first']:.3f} -> {figures['tuning_loss_last']:.3f}"
@@ -95,16 +103,32 @@ def tune_on_ranks(
     return figures
 
 
-def _tune_as(
-    rank: int, port: int, folder: Path, texts: Sequence[Int32s], ratings_S: Tensor, config: RewardModelConfig
-) -> dict[str, float]:
-    """One rank, from joining the group to leaving it."""
+def _hear(rank: int, end: Connection) -> Any:
+    """What a rank answers; that it died is its answer, too. Its peers' waits have deadlines, so each ends."""
+    try:
+        return end.recv()
+    except EOFError:
+        return WorkerError(f"reward model: rank {rank} of those that tune its backbone died")
+
+
+def _answer(
+    end: Connection,
+    rank: int,
+    port: int,
+    folder: Path,
+    texts: Sequence[Int32s],
+    ratings_S: Tensor,
+    config: RewardModelConfig,
+) -> None:
+    """The process of one rank: from joining the group to leaving it."""
     assert config.tuning is not None
     world_size = config.tuning.world_size
     torch.set_num_threads(max(1, config.threads // world_size))
-    join_group(rank=rank, world_size=world_size, address="127.0.0.1", port=port, deadline_s=DEADLINE_S)
     try:
-        return tune(folder, texts, ratings_S, config)
+        join_group(rank=rank, world_size=world_size, address="127.0.0.1", port=port, deadline_s=DEADLINE_S)
+        end.send(tune(folder, texts, ratings_S, config))
+    except Exception as error:  # handed to the process that asked
+        end.send(error)
     finally:
         leave_group()
 

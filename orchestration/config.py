@@ -62,8 +62,8 @@ class WeightPushConfig(Section):
     through Ray's object store, else through shared memory."""
 
     form: Literal["merged", "adapters"] = "merged"
-    """All weights, adapters added in, or the adapters of [learner.lora] alone: a small part of the bytes, but engines
-    sample more slowly with them, on CPUs at half the speed."""
+    """All weights, adapters added in, or the adapters of [learner.lora] alone: a small part of the bytes, but
+    engines sample more slowly with them, on CPUs at half the speed."""
     max_probe_gap: float = Field(default=1e-3, gt=0)
     """Largest difference, in nats, between engine and learner on the probe sequence after a push."""
 
