@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from vllm import EngineArgs, SamplingParams
@@ -51,7 +52,7 @@ class Sampler:
         register()
         self._rollout = rollout
         self._adapters = None if adapter_rank is None else ADAPTERS
-        pull = {"weight_transfer_config": {"backend": SHARED_MEMORY}}
+        pull: dict[str, Any] = {"weight_transfer_config": {"backend": SHARED_MEMORY}}
         self.stats = EngineStats()
         self._requests: dict[str, SampleRequest] = {}
         self._policy_version: int | None = None
@@ -170,8 +171,9 @@ class Sampler:
         """[T] float32, nats: the engine's log-probs of the probe's tokens; 0 for the first."""
         token_ids = manifest.probe_token_ids_T.tolist()
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-        prompt = {"prompt_token_ids": token_ids}
-        self._engine.add_request(PROBE_ID, prompt, params, lora_request=self._adapters)  # type: ignore[arg-type]
+        self._engine.add_request(
+            PROBE_ID, {"prompt_token_ids": token_ids}, params, lora_request=self._adapters
+        )
         probe: RequestOutput | None = None
         while probe is None:
             for output in self._decode():  # to the end of the step: others may finish in the probe's own
