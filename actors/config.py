@@ -147,6 +147,10 @@ class AutoscaleConfig(Section):
     """Steps that a decision looks at, all of them since the last change."""
 
 
+MAX_ADAPTER_RANK = 512
+"""Of adapters that are pushed as such: the largest that vLLM takes."""
+
+
 class RolloutConfig(Section):
     """Rollout workers: processes that sample completions with a vLLM engine."""
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from vllm import EngineArgs, SamplingParams
@@ -17,6 +18,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from actors.adapter_pull import ADAPTERS, adapter_options
 from actors.config import RolloutConfig
 from actors.engine_stats import EngineStats
 from actors.weight_pull import SHARED_MEMORY, register
@@ -43,9 +45,14 @@ class PullReport:
 class Sampler:
     """A vLLM engine with the policy's weights of one version."""
 
-    def __init__(self, model_path: Path, model: ModelConfig, rollout: RolloutConfig) -> None:
+    def __init__(
+        self, model_path: Path, model: ModelConfig, rollout: RolloutConfig, *, adapter_rank: int | None = None
+    ) -> None:
+        """`adapter_rank`: pushes bring adapters of this rank, for the weights in the folder; None: all weights."""
         register()
         self._rollout = rollout
+        self._adapters = None if adapter_rank is None else ADAPTERS
+        pull: dict[str, Any] = {"weight_transfer_config": {"backend": SHARED_MEMORY}}
         self.stats = EngineStats()
         self._requests: dict[str, SampleRequest] = {}
         self._policy_version: int | None = None
@@ -64,7 +71,7 @@ class Sampler:
                 enable_chunked_prefill=False,
                 # The distribution that was sampled from, so after temperature.
                 logprobs_mode="processed_logprobs",
-                weight_transfer_config={"backend": SHARED_MEMORY},  # type: ignore[arg-type]
+                **(pull if adapter_rank is None else adapter_options(model_path, adapter_rank)),
             ),
             stat_loggers=[lambda config, index: self.stats],
         )
@@ -97,7 +104,12 @@ class Sampler:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         prompt = {"prompt_token_ids": request.prompt.token_ids.tolist()}
-        self._engine.add_request(request.request_id, prompt, params)  # type: ignore[arg-type]
+        self._engine.add_request(
+            request.request_id,
+            prompt,  # type: ignore[arg-type]
+            params,
+            lora_request=self._adapters,
+        )
 
     def step(self) -> list[Completion]:
         """Decode one token of every running sequence; the completions that finished with it.
@@ -126,10 +138,7 @@ class Sampler:
         """
         started = time.perf_counter()
         self._policy_version = None  # serves nobody until the probe has agreed
-        update = {"path": manifest.path, "num_bytes": manifest.num_bytes, "tensors": list(manifest.tensors)}
-        self._engine.collective_rpc("start_weight_update")
-        self._engine.collective_rpc("update_weights", kwargs={"update_info": update})
-        self._engine.collective_rpc("finish_weight_update")
+        self._load(manifest)
         self._engine.set_weight_version(str(manifest.policy_version))
         # Keys and values computed with the old weights would answer for the new ones.
         self._engine.reset_prefix_cache(reset_running_requests=True)
@@ -143,6 +152,16 @@ class Sampler:
         self._policy_version = manifest.policy_version
         return PullReport(load_s=loaded - started, verify_s=time.perf_counter() - loaded, probe_gap=gap)
 
+    def _load(self, manifest: WeightManifest) -> None:
+        assert (manifest.adapters is None) == (self._adapters is None), "both ends know the form of a push"
+        if manifest.adapters is not None:
+            self._engine.collective_rpc("pull_adapters", args=(manifest,))
+            return
+        update = {"path": manifest.path, "num_bytes": manifest.num_bytes, "tensors": list(manifest.tensors)}
+        self._engine.collective_rpc("start_weight_update")
+        self._engine.collective_rpc("update_weights", kwargs={"update_info": update})
+        self._engine.collective_rpc("finish_weight_update")
+
     def _require_verified_weights(self) -> None:
         """Neither new requests nor running ones are served by weights that nobody vouches for."""
         if self._policy_version is None:
@@ -152,7 +171,9 @@ class Sampler:
         """[T] float32, nats: the engine's log-probs of the probe's tokens; 0 for the first."""
         token_ids = manifest.probe_token_ids_T.tolist()
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-        self._engine.add_request(PROBE_ID, {"prompt_token_ids": token_ids}, params)
+        self._engine.add_request(
+            PROBE_ID, {"prompt_token_ids": token_ids}, params, lora_request=self._adapters
+        )
         probe: RequestOutput | None = None
         while probe is None:
             for output in self._decode():  # to the end of the step: others may finish in the probe's own

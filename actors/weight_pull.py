@@ -1,7 +1,8 @@
 """The engine's end of a weight push, registered with vLLM's weight-transfer factory.
 
 Everything happens inside `receive_weights`, which vLLM runs between two engine steps: a running request
-meets either the old weights or the new ones, never a mixture. The learner's end is `learner/weight_push.py`.
+meets either the old weights or the new ones, never a mixture. The learner's end is `learner/weight_push.py`;
+adapters alone are taken in `actors/adapter_pull.py`.
 """
 
 from dataclasses import dataclass, field
@@ -17,8 +18,7 @@ from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from core.errors import WorkerError
-from core.weights import TensorEntry, digest, map_buffer, view_tensors
+from core.weights import TensorEntry, verified_tensors
 
 SHARED_MEMORY = "leash_shared_memory"
 """Name under which vLLM finds this backend."""
@@ -52,13 +52,7 @@ class SharedMemoryEngine(WeightTransferEngine[NoInitInfo, SharedMemoryUpdate]):
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
         """Verify, load and re-pack. Raises `WorkerError` naming the first tensor that differs."""
-        entries = tuple(update_info.tensors)
-        weights = list(view_tensors(map_buffer(update_info.path, update_info.num_bytes), entries))
-        for entry, (name, tensor) in zip(entries, weights, strict=True):
-            if digest(tensor) != entry.digest:
-                raise WorkerError(
-                    f"weight push: tensor {name} arrived with other bytes than the learner wrote"
-                )
+        weights = verified_tensors(update_info.path, update_info.num_bytes, tuple(update_info.tensors))
         initialize_layerwise_reload(self.model)
         model: Any = self.model  # typed as any module; those of vLLM can load weights
         model.load_weights(weights)

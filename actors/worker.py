@@ -32,6 +32,8 @@ class ActorSetup:
     model_path: Path
     model: ModelConfig
     rollout: RolloutConfig
+    adapter_rank: int | None
+    """Of the adapters that a weight push brings; None: it brings all weights."""
 
 
 class RolloutWorker:
@@ -41,7 +43,7 @@ class RolloutWorker:
         # vLLM stays out of every other process: importing it takes ten seconds.
         from actors.sampler import Sampler
 
-        self._sampler = Sampler(setup.model_path, setup.model, setup.rollout)
+        self._sampler = Sampler(setup.model_path, setup.model, setup.rollout, adapter_rank=setup.adapter_rank)
         self._loop = EngineLoop(self._sampler, on_broken=_end_process)
 
     def ready(self) -> str:

@@ -121,6 +121,7 @@ class SimulatedLearner:
                 path="",
                 num_bytes=0,
                 tensors=(),
+                adapters=None,
                 probe_token_ids_T=nothing.astype(np.int32),
                 probe_logprobs_T=nothing,
                 max_probe_gap=1.0,

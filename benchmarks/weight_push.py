@@ -32,13 +32,15 @@ def serve_engine(pipe: Connection) -> None:
     from actors import weight_pull  # vLLM and DeepSpeed live in different processes, as in a run
     from actors.config import RolloutConfig
     from actors.sampler import Sampler
+    from core import weights
     from core.config import ModelConfig
     from orchestration.assets import resolve_model
 
     spent_s: Counter[str] = Counter()
     patched: Any = weight_pull  # its parts get a stopwatch
-    patched.map_buffer = _timed(patched.map_buffer, "map", spent_s)
-    patched.digest = _timed(patched.digest, "digest", spent_s)
+    checks: Any = weights
+    checks.map_buffer = _timed(checks.map_buffer, "map", spent_s)
+    checks.digest = _timed(checks.digest, "digest", spent_s)
     patched.initialize_layerwise_reload = _timed(patched.initialize_layerwise_reload, "prepare", spent_s)
     patched.finalize_layerwise_reload = _timed(patched.finalize_layerwise_reload, "finish", spent_s)
     engine_class: Any = patched.SharedMemoryEngine
@@ -64,6 +66,44 @@ def _timed(function: Callable[..., Any], name: str, spent_s: "Counter[str]") -> 
     return timed
 
 
+def make_learner(**options: Any) -> Any:
+    """A learner of one rank in this process. `options`: of `LearnerConfig`."""
+    # Heavy, and not wanted in the child, which imports this file too.
+    import torch
+
+    from core.decoding import Decoding
+    from core.models import load_policy
+    from learner.algorithm_config import RLOOConfig
+    from learner.config import KLConfig, LearnerConfig
+    from learner.engine import ZeroEngine, join_group
+    from learner.learner import Learner
+    from learner.lora import add_adapter
+    from orchestration.assets import resolve_model
+
+    torch.set_num_threads(2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    join_group(rank=0, world_size=1, address="127.0.0.1", port=port, deadline_s=60)
+    config = LearnerConfig(**options)
+    policy = load_policy(resolve_model("asset:smollm2-135m-instruct"), "float32")
+    if config.lora is not None:
+        add_adapter(policy, config.lora)
+    return Learner(
+        rank=0,
+        world_size=1,
+        config=config,
+        algorithm=RLOOConfig(kind="rloo"),
+        kl=KLConfig(),
+        policy=ZeroEngine(policy, config, dtype="float32"),
+        value_model=None,
+        decoding=Decoding(),
+        max_new_tokens=24,
+        seed=0,
+        num_steps=100,
+    )
+
+
 class Push:
     """The learner's end, and the pipe to the engine."""
 
@@ -72,37 +112,17 @@ class Push:
         import numpy as np
         import torch
 
-        from core.decoding import Decoding
-        from core.models import load_policy
-        from learner.algorithm_config import RLOOConfig
-        from learner.config import KLConfig, LearnerConfig
-        from learner.engine import ZeroEngine, join_group
-        from learner.learner import Learner
         from learner.weight_push import WeightPush
-        from orchestration.assets import resolve_model
 
-        torch.set_num_threads(2)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        join_group(rank=0, world_size=1, address="127.0.0.1", port=port, deadline_s=60)
-        path, config = resolve_model("asset:smollm2-135m-instruct"), LearnerConfig()
-        self._learner = Learner(
-            rank=0,
-            world_size=1,
-            config=config,
-            algorithm=RLOOConfig(kind="rloo"),
-            kl=KLConfig(),
-            policy=ZeroEngine(load_policy(path, "float32"), config, dtype="float32"),
-            value_model=None,
-            decoding=Decoding(),
-            max_new_tokens=24,
-            seed=0,
-            num_steps=100,
-        )
+        self._learner = make_learner()
         probe = np.array(PROBE_TOKEN_IDS, dtype=np.int32)
         self._push = WeightPush(
-            self._learner, rank=0, node="", probe_token_ids_T=probe, max_probe_gap=MAX_PROBE_GAP
+            self._learner,
+            rank=0,
+            node="",
+            adapters_only=False,
+            probe_token_ids_T=probe,
+            max_probe_gap=MAX_PROBE_GAP,
         )
         self._pipe = pipe
         self._scale = torch.tensor(1.0)

@@ -108,6 +108,17 @@ def load_scalar_model(path: Path, dtype: str) -> ScalarModel:
     return ScalarModel(_load(AutoModelForSequenceClassification, path, dtype))
 
 
+def linear_layers(path: Path) -> list[str]:
+    """Last names of all linear layers of a causal language model but its head: those that adapters lie beside."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(_read_config(path))
+    head = model.get_output_embeddings()
+    named = model.named_modules()
+    return sorted(
+        {name.rpartition(".")[2] for name, m in named if isinstance(m, nn.Linear) and m is not head}
+    )
+
+
 def check_same_tokenizer(path: Path, other: Path) -> None:
     """Token ids flow between the networks as they are, so their tokenizers must agree. Raises `UserError`."""
     if tokenizer_digest(path) != tokenizer_digest(other):

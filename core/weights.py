@@ -10,6 +10,7 @@ import psutil
 import torch
 from blake3 import blake3
 
+from core.errors import WorkerError
 from core.messages import Float32s, Int32s
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -22,12 +23,20 @@ class TensorEntry:
     """One tensor of the shared buffer."""
 
     name: str
-    """Hugging Face parameter name."""
+    """Hugging Face parameter name; of an adapter, the one that PEFT's checkpoints use."""
     dtype: str
     shape: tuple[int, ...]
     offset_bytes: int
     digest: str
     """BLAKE3 of the tensor's bytes, computed by the learner from what it wrote."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterScale:
+    """What pushed adapters A and B add to a weight of the engine's own: alpha / rank * B A."""
+
+    rank: int
+    alpha: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +50,8 @@ class WeightManifest:
     """The buffer, a file in shared memory."""
     num_bytes: int
     tensors: tuple[TensorEntry, ...]
+    adapters: AdapterScale | None
+    """The tensors are adapters; None: they are the whole model."""
     probe_token_ids_T: Int32s
     """[T] int32: a sequence that the engine must score like the learner before it serves again."""
     probe_logprobs_T: Float32s
@@ -78,3 +89,14 @@ def view_tensors(
         num_bytes = torch.Size(entry.shape).numel() * dtype.itemsize
         flat = buffer[entry.offset_bytes : entry.offset_bytes + num_bytes].view(dtype)
         yield entry.name, flat.view(entry.shape)
+
+
+def verified_tensors(
+    path: str, num_bytes: int, entries: tuple[TensorEntry, ...]
+) -> list[tuple[str, torch.Tensor]]:
+    """(name, tensor) pairs that look into a buffer. Raises `WorkerError` naming the first one that differs."""
+    tensors = list(view_tensors(map_buffer(path, num_bytes), entries))
+    for entry, (name, tensor) in zip(entries, tensors, strict=True):
+        if digest(tensor) != entry.digest:
+            raise WorkerError(f"weight push: tensor {name} arrived with other bytes than the learner wrote")
+    return tensors

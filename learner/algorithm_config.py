@@ -1,6 +1,6 @@
 """Recipe table `[algorithm]`: one section a method, told apart by `kind`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,16 @@ class UpdatesConfig(Section):
     """Optimizer steps per pass."""
 
 
-class PolicyGradientConfig(UpdatesConfig):
+class PolicyGradientConfig(Section):
+    """What every policy gradient has."""
+
+    aggregation: Aggregation = "token"
+    """What weighs the same: every token, every sequence, or tokens by a constant. arXiv:2503.20783."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus, per token."""
+
+
+class ClippedConfig(UpdatesConfig, PolicyGradientConfig):
     """The clipped surrogate and what may be added to it. arXiv:1707.06347."""
 
     clip_range_low: float = Field(default=0.2, gt=0, lt=1)
@@ -29,10 +38,6 @@ class PolicyGradientConfig(UpdatesConfig):
     """Bounds the loss of tokens with a negative advantage at this times it, or none. arXiv:1912.09729."""
     ratio: Literal["token", "sequence"] = "token"
     """Probability ratio of each token, or one of the whole sequence, its geometric mean. arXiv:2507.18071."""
-    aggregation: Aggregation = "token"
-    """What weighs the same: every token, every sequence, or tokens by a constant. arXiv:2503.20783."""
-    entropy_coef: float = Field(default=0.0, ge=0)
-    """Weight of the entropy bonus, per token."""
     importance_sampling: Literal["none", "token", "sequence"] = "none"
     """Weigh tokens by policy / behavior probability at the start of the step, against lag and mismatch."""
     importance_cap: float = Field(default=2.0, ge=1)
@@ -41,7 +46,7 @@ class PolicyGradientConfig(UpdatesConfig):
     """Leave out the rest of a step's updates once the policy is so far, in nats a token, from what sampled."""
 
 
-class RLOOConfig(PolicyGradientConfig):
+class RLOOConfig(ClippedConfig):
     """REINFORCE leave-one-out: the other completions of the prompt are the baseline. arXiv:2402.14740."""
 
     kind: Literal["rloo"]
@@ -49,7 +54,7 @@ class RLOOConfig(PolicyGradientConfig):
     """Divide the advantages by the batch's standard deviation."""
 
 
-class GRPOConfig(PolicyGradientConfig):
+class GRPOConfig(ClippedConfig):
     """Group relative policy optimization, and by option Dr. GRPO, DAPO, GSPO. arXiv:2402.03300."""
 
     kind: Literal["grpo"]
@@ -61,31 +66,51 @@ class GRPOConfig(PolicyGradientConfig):
     """The score falls by up to 1 over the last so many tokens before the limit. arXiv:2503.14476, eq. 13."""
 
 
-class ReinforceConfig(PolicyGradientConfig):
+class ReinforceConfig(ClippedConfig):
     """REINFORCE++: no value model and no groups, advantages normalised over the batch. arXiv:2501.03262."""
 
     kind: Literal["reinforce++"]
 
 
-class PPOConfig(PolicyGradientConfig):
-    """Proximal policy optimization with a value model and GAE. arXiv:1707.06347, arXiv:1506.02438.
+class ActorCriticConfig(PolicyGradientConfig):
+    """A value model that starts from the reward model, and GAE over it. arXiv:1506.02438."""
 
-    With one epoch of one mini-batch no ratio leaves 1 and it is advantage actor-critic (arXiv:2205.09123).
-    """
-
-    kind: Literal["ppo"]
     gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount per token."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """GAE's trade of bias (0) against variance (1)."""
     value_learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of the value model."""
-    value_clip_range: float | None = Field(default=0.2, gt=0)
-    """How far a value may move from its old one within a step, or none."""
     value_warmup_steps: int = Field(default=0, ge=0)
     """First steps that train the value model alone, so that the policy meets sensible advantages."""
     whiten_advantages: bool = True
     """Shift and scale the advantages of a step to mean 0 and variance 1."""
+
+
+class A2CConfig(ActorCriticConfig):
+    """Advantage actor-critic: one update a step along the policy gradient, so no ratio and no clip.
+
+    arXiv:1602.01783, in step. On-policy it is PPO of one epoch of one mini-batch (arXiv:2205.09123).
+    """
+
+    kind: Literal["a2c"]
+    gae_lambda: float = Field(default=1.0, ge=0, le=1)
+    """GAE's trade of bias (0) against variance (1). 1 is the return to the end, less the value."""
+    whiten_advantages: bool = False
+    """Shift and scale the advantages of a step to mean 0 and variance 1."""
+    num_epochs: Literal[1] = 1
+    """A second pass would need ratios: that is PPO."""
+    num_minibatches: Literal[1] = 1
+    """Later mini-batches would need ratios: that is PPO."""
+    value_clip_range: ClassVar[None] = None
+
+
+class PPOConfig(ClippedConfig, ActorCriticConfig):
+    """Proximal policy optimization with a value model and GAE. arXiv:1707.06347, arXiv:1506.02438."""
+
+    kind: Literal["ppo"]
+    value_clip_range: float | None = Field(default=0.2, gt=0)
+    """How far a value may move from its old one within a step, or none."""
 
 
 class SFTConfig(UpdatesConfig):
@@ -132,7 +157,7 @@ class REBELConfig(UpdatesConfig):
     """Size of the policy's step: the log-ratio gap aims at eta times the reward gap."""
 
 
-PolicyGradientAlgorithm = RLOOConfig | GRPOConfig | ReinforceConfig | PPOConfig
+PolicyGradientAlgorithm = RLOOConfig | GRPOConfig | ReinforceConfig | A2CConfig | PPOConfig
 PreferenceAlgorithm = DPOConfig | RPOConfig | REBELConfig
 AlgorithmConfig = Annotated[
     PolicyGradientAlgorithm | SFTConfig | PreferenceAlgorithm, Field(discriminator="kind")

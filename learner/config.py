@@ -43,7 +43,7 @@ class LearnerConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout while learning from datasets: of what adapters see, or without adapters of the attention."""
     lora: LoRAConfig | None = None
-    """Train adapters instead of all weights; the rollout workers get the merged weights."""
+    """Train adapters instead of all weights; `weight_push.form` says how the rollout workers get them."""
     token_budget: int = Field(default=1024, ge=1)
     """Tokens of one packed micro-batch."""
     gradient_checkpointing: bool = False
@@ -82,6 +82,8 @@ class RewardTuningConfig(Section):
     """Optimizer steps."""
     rankings_per_step: int = Field(default=16, ge=1)
     """Pairs, or rankings of several texts, of one step."""
+    world_size: int = Field(default=1, ge=1)
+    """Ranks that share the rankings of each step: processes of the machine that trains the reward model."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """At the first step; it falls linearly to 0."""
     nll_coef: float = Field(default=0.0, ge=0)

@@ -19,14 +19,7 @@ import torch
 from core.decoding import Decoding
 from core.messages import Completion, Demonstration, Float32s, RolloutGroup
 from core.packing import PackedRow, pack_row, plan_rows
-from learner.algorithm_config import (
-    AlgorithmConfig,
-    GRPOConfig,
-    PPOConfig,
-    ReinforceConfig,
-    RLOOConfig,
-    SFTConfig,
-)
+from learner.algorithm_config import AlgorithmConfig, PolicyGradientConfig, SFTConfig
 from learner.batch import Batch, MicroBatch, make_batch, share_of_rank, split_minibatches
 from learner.config import KLConfig, LearnerConfig
 from learner.engine import ZeroEngine, all_gather, all_reduce_max, all_reduce_sum
@@ -209,7 +202,7 @@ class Learner:
         self, algorithm: AlgorithmConfig, kl: KLConfig, decoding: Decoding, max_new_tokens: int
     ) -> Objective:
         learning_rate = self._config.learning_rate
-        if isinstance(algorithm, PPOConfig | RLOOConfig | GRPOConfig | ReinforceConfig):
+        if isinstance(algorithm, PolicyGradientConfig):
             return PolicyGradient(
                 algorithm,
                 kl,

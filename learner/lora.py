@@ -1,4 +1,4 @@
-"""Low-rank adapters: train small matrices beside frozen weights (arXiv:2106.09685), push the merged sum.
+"""Low-rank adapters: train small matrices beside frozen weights (arXiv:2106.09685), push the merged sum or them.
 
 A linear layer's weight W stays as it was and gains B A * alpha / rank. Far fewer numbers move, so an update
 of the same use costs less KL, less memory for optimizer state, and no gradient of the big matrices.
@@ -76,6 +76,19 @@ def merged_shapes(engine: ZeroEngine) -> Iterator[tuple[str, tuple[int, ...], to
             yield plain_name(name), shape, dtype
 
 
+def adapter_parameters(engine: ZeroEngine) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in PEFT's checkpoints, full tensor) of the adapters alone. All ranks must iterate together."""
+    for name, tensor in engine.full_parameters(_is_adapter):
+        yield _checkpoint_name(name), tensor
+
+
+def adapter_shapes(engine: ZeroEngine) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
+    """(name in PEFT's checkpoints, shape, dtype), in the order of `adapter_parameters`."""
+    for name, shape, dtype in engine.parameter_shapes():
+        if _is_adapter(name):
+            yield _checkpoint_name(name), shape, dtype
+
+
 def frozen_names(engine: ZeroEngine) -> set[str]:
     """Hugging Face names of the weights that training leaves as they are, so that they are written once."""
     adapted = {name.split(".lora_")[0] for name, _, _ in engine.parameter_shapes() if _is_adapter(name)}
@@ -91,6 +104,10 @@ def frozen_names(engine: ZeroEngine) -> set[str]:
 def plain_name(name: str) -> str:
     """The name that the parameter has in the Hugging Face model without adapters."""
     return name.removeprefix(WRAPPER).replace(".base_layer.", ".")
+
+
+def _checkpoint_name(name: str) -> str:
+    return f"base_model.model.{plain_name(name).replace('.default.', '.')}"
 
 
 def _is_adapter(name: str) -> bool:

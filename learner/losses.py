@@ -242,6 +242,12 @@ def mean_over_tokens(
     return aggregate(values, token_weights(mask, values.dtype, aggregation, normalizer, sequence_ids))
 
 
+def logprob_gap(policy_N: Tensor, behavior_N: Tensor, mask_N: Tensor, num_tokens: float) -> Metrics:
+    """How far the engine's log-probs are from the learner's, in nats. Right at a step's first update only."""
+    gap_N = (policy_N - behavior_N).abs() * mask_N
+    return {"logprob_gap_max": gap_N.max(), "logprob_gap_mean": gap_N.sum() / num_tokens}
+
+
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats at every position, [..., V] -> [...]: the bonus S of arXiv:1707.06347, eq. 9.
 

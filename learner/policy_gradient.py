@@ -1,4 +1,4 @@
-"""Policy gradients: scores and KL of a step's rollouts -> advantages -> clipped surrogate loss.
+"""Policy gradients: scores and KL of a step's rollouts -> advantages -> loss.
 
     scores, KL -> token rewards -> advantages (GAE | group | leave-one-out) -> surrogate + KL + entropy terms
 
@@ -22,6 +22,9 @@ from learner.advantages import (
     overlong_penalty,
 )
 from learner.algorithm_config import (
+    A2CConfig,
+    ActorCriticConfig,
+    ClippedConfig,
     GRPOConfig,
     PolicyGradientAlgorithm,
     PPOConfig,
@@ -38,17 +41,18 @@ from learner.losses import (
     Metrics,
     entropy,
     importance_weights,
+    logprob_gap,
     mean_over_tokens,
     ppo_policy_loss,
     sequence_ratio_logprobs,
     value_loss,
 )
 from learner.objective import Targets
-from learner.target_metrics import moments
+from learner.target_metrics import moments, whitened
 
 
 class PolicyGradient:
-    """PPO, GRPO, RLOO or REINFORCE++, as the configuration says."""
+    """PPO, A2C, GRPO, RLOO or REINFORCE++, as the configuration says."""
 
     keeps_groups = False
 
@@ -64,7 +68,7 @@ class PolicyGradient:
         decoding: Decoding,
         max_new_tokens: int,
     ) -> None:
-        assert (value_model is not None) == isinstance(config, PPOConfig)
+        assert (value_model is not None) == isinstance(config, ActorCriticConfig)
         self._config = config
         self._kl = kl
         self._kl_controller = kl_controller
@@ -83,7 +87,7 @@ class PolicyGradient:
         if self._kl.estimator == "exact" and kl_BT is not None:
             targets["exact_kl"] = kl_BT
         targets["ratio_logprobs"] = batch.behavior_logprobs_BT
-        if self._config.importance_sampling != "none":
+        if isinstance(self._config, ClippedConfig) and self._config.importance_sampling != "none":
             policy_logprobs_BT = _forward(batch, micro_batches, self._policy_logprobs)
             targets["ratio_logprobs"] = policy_logprobs_BT
             targets["advantages"] = targets["advantages"] * importance_weights(
@@ -115,28 +119,39 @@ class PolicyGradient:
         """Forward and backward of one packed row, through the policy and the value model."""
         behavior_N = micro_batch.select(micro_batch.batch.behavior_logprobs_BT)
         policy_N, terms, metrics = self._policy_terms(micro_batch, counts)
-        ratio_N, old_N = policy_N, micro_batch.select(targets["ratio_logprobs"])
-        if self._config.ratio == "sequence":
-            ratio_N = sequence_ratio_logprobs(policy_N, old_N, micro_batch.mask_N, micro_batch.sequence_ids_N)
-        loss, surrogate_metrics = ppo_policy_loss(
-            ratio_N,
-            old_N,
-            micro_batch.select(targets["advantages"]),
-            micro_batch.mask_N,
-            clip_low=self._config.clip_range_low,
-            clip_high=self._config.clip_range_high,
-            dual_clip=self._config.dual_clip,
-            aggregation=self._config.aggregation,
-            normalizer=counts["normalizer"],
-            sequence_ids=micro_batch.sequence_ids_N,
-        )
+        loss, surrogate_metrics = self._surrogate(policy_N, micro_batch, targets, counts["normalizer"])
         metrics |= surrogate_metrics
-        metrics |= _logprob_gap(policy_N.detach(), behavior_N, micro_batch.mask_N, counts["tokens"])
+        metrics |= logprob_gap(policy_N.detach(), behavior_N, micro_batch.mask_N, counts["tokens"])
         if self._trains_policy:
             self._policy.backward(loss + terms, last=last)
         if self._value_model is not None:
             metrics |= self._accumulate_value(micro_batch, targets, counts["tokens"], last=last)
         return metrics
+
+    def _surrogate(
+        self, policy_N: Tensor, micro_batch: MicroBatch, targets: Targets, normalizer: float
+    ) -> tuple[Tensor, Metrics]:
+        """What makes tokens with a positive advantage likelier."""
+        config, mask_N, ids_N = self._config, micro_batch.mask_N, micro_batch.sequence_ids_N
+        advantages_N = micro_batch.select(targets["advantages"])
+        if not isinstance(config, ClippedConfig):
+            loss = self._mean(-advantages_N * policy_N, micro_batch, normalizer)
+            return loss, {"policy_loss": loss.detach()}
+        ratio_N, old_N = policy_N, micro_batch.select(targets["ratio_logprobs"])
+        if config.ratio == "sequence":
+            ratio_N = sequence_ratio_logprobs(policy_N, old_N, mask_N, ids_N)
+        return ppo_policy_loss(
+            ratio_N,
+            old_N,
+            advantages_N,
+            mask_N,
+            clip_low=config.clip_range_low,
+            clip_high=config.clip_range_high,
+            dual_clip=config.dual_clip,
+            aggregation=config.aggregation,
+            normalizer=normalizer,
+            sequence_ids=ids_N,
+        )
 
     def update(self, scheduled: Callable[[float], float]) -> dict[str, float]:
         """One optimizer step of the policy, and of the value model."""
@@ -144,7 +159,7 @@ class PolicyGradient:
         if self._trains_policy:
             metrics["gradient_norm"] = self._policy.step(scheduled(self._learning_rate))
         if self._value_model is not None:
-            assert isinstance(self._config, PPOConfig)
+            assert isinstance(self._config, ActorCriticConfig)
             learning_rate = scheduled(self._config.value_learning_rate)
             metrics["value_gradient_norm"] = self._value_model.step(learning_rate)
         return metrics
@@ -178,17 +193,17 @@ class PolicyGradient:
     ) -> dict[str, Tensor]:
         """How much better than expected each token was, as the algorithm has it."""
         match self._config:
-            case PPOConfig(gamma=gamma, gae_lambda=lam, whiten_advantages=whiten):
+            case ActorCriticConfig(gamma=gamma, gae_lambda=lam, whiten_advantages=whiten):
                 values_BT = _forward(batch, micro_batches, self._values)
                 advantages_BT, returns_BT = gae(rewards_BT, values_BT, batch.mask_BT, gamma=gamma, lam=lam)
                 if whiten:
-                    advantages_BT = _whitened(advantages_BT, batch.mask_BT)
+                    advantages_BT = whitened(advantages_BT, batch.mask_BT)
                 return {"advantages": advantages_BT, "returns": returns_BT, "old_values": values_BT}
             case ReinforceConfig():
                 rewards_to_go_BT, _ = gae(
                     rewards_BT, torch.zeros_like(rewards_BT), batch.mask_BT, gamma=1.0, lam=1.0
                 )
-                return {"advantages": _whitened(rewards_to_go_BT, batch.mask_BT)}
+                return {"advantages": whitened(rewards_to_go_BT, batch.mask_BT)}
             case RLOOConfig(scale_advantages=scale):
                 advantages_B = leave_one_out_advantages(rewards_BT.sum(1), batch.group_ids_B)
                 if scale:
@@ -210,16 +225,6 @@ class PolicyGradient:
             logits_NV = self._logits(micro_batch)
             policy_N = logprobs_of(logits_NV, micro_batch.row.to(self._policy.device).target_ids_N).cpu()
         terms, metrics = torch.zeros(()), {}
-
-        def mean(values_N: Tensor) -> Tensor:
-            return mean_over_tokens(
-                values_N,
-                micro_batch.mask_N,
-                aggregation=config.aggregation,
-                normalizer=counts["normalizer"],
-                sequence_ids=micro_batch.sequence_ids_N,
-            )
-
         if kl_in_loss:
             if self._kl.estimator == "exact":
                 assert logits_NV is not None
@@ -229,19 +234,29 @@ class PolicyGradient:
             else:
                 reference_N = micro_batch.select(micro_batch.batch.reference_logprobs_BT)
                 kl_N = kl_estimate(policy_N, reference_N, estimator=self._kl.estimator)
-            kl = mean(kl_N)
+            kl = self._mean(kl_N, micro_batch, counts["normalizer"])
             terms, metrics["kl_loss"] = terms + self._kl_controller.kl_coef * kl, kl.detach()
         if config.entropy_coef:
             assert logits_NV is not None
-            bonus = mean(entropy(logits_NV).cpu())
+            bonus = self._mean(entropy(logits_NV).cpu(), micro_batch, counts["normalizer"])
             terms, metrics["entropy"] = terms - config.entropy_coef * bonus, bonus.detach()
         return policy_N, terms, metrics
+
+    def _mean(self, values_N: Tensor, micro_batch: MicroBatch, normalizer: float) -> Tensor:
+        """This row's share of a mean over the minibatch."""
+        return mean_over_tokens(
+            values_N,
+            micro_batch.mask_N,
+            aggregation=self._config.aggregation,
+            normalizer=normalizer,
+            sequence_ids=micro_batch.sequence_ids_N,
+        )
 
     def _accumulate_value(
         self, micro_batch: MicroBatch, targets: Targets, num_tokens: float, *, last: bool
     ) -> Metrics:
         assert self._value_model is not None
-        assert isinstance(self._config, PPOConfig)
+        assert isinstance(self._config, PPOConfig | A2CConfig)
         loss, metrics = value_loss(
             self._values(micro_batch),
             micro_batch.select(targets["old_values"]),
@@ -284,14 +299,3 @@ def _forward(
     for micro_batch in micro_batches:
         micro_batch.scatter(compute(micro_batch), result_BT)
     return result_BT
-
-
-def _whitened(advantages_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    mean, std = moments(advantages_BT[mask_BT])
-    return (advantages_BT - mean) / (std + STD_EPSILON)
-
-
-def _logprob_gap(policy_N: Tensor, behavior_N: Tensor, mask_N: Tensor, num_tokens: float) -> Metrics:
-    """How far the engine's log-probs are from the learner's, in nats. Right at a step's first update only."""
-    gap_N = (policy_N - behavior_N).abs() * mask_N
-    return {"logprob_gap_max": gap_N.max(), "logprob_gap_mean": gap_N.sum() / num_tokens}

@@ -187,7 +187,7 @@ def text_features(
 def _tune(
     folder: Path, rows: Sequence[RatedText], config: RewardModelConfig, report: Callable[[str], None]
 ) -> dict[str, float]:
-    from learner.reward_tuning import group_of_one, tune  # DeepSpeed, for those who train the backbone
+    from learner.reward_tuning import tune_on_ranks  # DeepSpeed, for those who train the backbone
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     random = np.random.default_rng(config.split_seed)
@@ -198,8 +198,7 @@ def _tune(
         lengths = [len(ids), *random.integers(MIN_CUT_TOKENS, len(ids), size=copies).tolist()]
         texts += [np.asarray(ids[:length], dtype=np.int32) for length in lengths]
         of_row += [number] * len(lengths)
-    with group_of_one():
-        return tune(folder, texts, ratings_of(rows)[of_row], config, report=report)
+    return tune_on_ranks(folder, texts, ratings_of(rows)[of_row], config, report=report)
 
 
 def _write_head(folder: Path, head_F: torch.Tensor, *, offset: float) -> None:

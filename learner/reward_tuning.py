@@ -5,15 +5,17 @@
 The likelihood of the texts that people preferred holds the features near language, so that they generalise
 (arXiv:2406.10216, eq. 5). Its logits come from the input embedding, as in models that tie both.
 
+Several ranks share each step's rankings and normalise by all of them, so their number does not change the update.
+
 Dimension key: R rankings of a step or row, K texts of a ranking, S texts of a row, T token positions of a row,
 N tokens of a row whose likelihood counts, V vocabulary, F hidden size.
 """
 
-import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,13 +25,21 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from core.errors import UserError, WorkerError
 from core.messages import Bools, Int32s
 from core.models import ScalarModel, hidden_states, load_scalar_model, logprobs_of
 from core.packing import PackedRow, pack_row, plan_rows
 from core.stream import SeededStream
 from learner.checkpoint import save_network
 from learner.config import LearnerConfig, RewardModelConfig, RewardTuningConfig
-from learner.engine import ZeroEngine, join_group, leave_group
+from learner.engine import (
+    ZeroEngine,
+    all_reduce_max,
+    all_reduce_sum,
+    join_group,
+    leave_group,
+    place_in_group,
+)
 from learner.lora import add_adapter
 from learner.losses import bradley_terry_loss, k_wise_loss
 from learner.reward_head import draw_pairs, draw_rankings
@@ -49,24 +59,7 @@ class Rankings:
     """[R, K] int64: 0 is best; equal ranks are ties."""
 
 
-@contextmanager
-def group_of_one() -> Iterator[None]:
-    """This process as a learner group by itself, which an engine needs. Once in a process: DeepSpeed does not
-    survive its group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = dict(os.environ)
-    join_group(rank=0, world_size=1, address="127.0.0.1", port=port, deadline_s=DEADLINE_S)
-    try:
-        yield
-    finally:
-        leave_group()
-        os.environ.clear()  # the group's ranks and addresses are not for the workers that come later
-        os.environ.update(environment)
-
-
-def tune(
+def tune_on_ranks(
     folder: Path,
     texts: Sequence[Int32s],
     ratings_S: Tensor,
@@ -76,16 +69,82 @@ def tune(
 ) -> dict[str, float]:
     """Train the reward model in `folder` and write it back; losses of the first and the last steps.
 
-    Within a learner group. Raises `UserError` if the ratings do not tell texts apart, `NonFiniteError` before
-    weights break.
+    Each rank is a process of its own on this machine: DeepSpeed does not survive its group, and its environment
+    is not for the workers that come later. Raises what a rank raised, `UserError` if the ratings do not tell
+    texts apart, and `WorkerError` if one died.
     """
+    assert config.tuning is not None
+    ranks = range(config.tuning.world_size)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context, processes, ends = get_context("spawn"), [], []
+    try:
+        for rank in ranks:
+            end, far_end = context.Pipe(duplex=False)
+            work = (far_end, rank, port, folder, texts, ratings_S, config)
+            processes.append(context.Process(target=_answer, args=work, daemon=True))
+            processes[-1].start()
+            far_end.close()  # or its death would go unnoticed
+            ends.append(end)
+        answers = [_hear(rank, end) for rank, end in enumerate(ends)]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    errors = [answer for answer in answers if isinstance(answer, Exception)]
+    if errors:  # those who only lost the others say less
+        raise next((error for error in errors if isinstance(error, UserError | WorkerError)), errors[0])
+    figures: dict[str, float] = answers[0]
+    report(
+        f"backbone: {config.tuning.steps} steps on {len(ranks)} ranks, "
+        f"loss {figures['tuning_loss_first']:.3f} -> {figures['tuning_loss_last']:.3f}"
+    )
+    return figures
+
+
+def _hear(rank: int, end: Connection) -> Any:
+    """What a rank answers; that it died is its answer, too. Its peers' waits have deadlines, so each ends."""
+    try:
+        return end.recv()
+    except EOFError:
+        return WorkerError(f"reward model: rank {rank} of those that tune its backbone died")
+
+
+def _answer(
+    end: Connection,
+    rank: int,
+    port: int,
+    folder: Path,
+    texts: Sequence[Int32s],
+    ratings_S: Tensor,
+    config: RewardModelConfig,
+) -> None:
+    """The process of one rank: from joining the group to leaving it."""
+    assert config.tuning is not None
+    world_size = config.tuning.world_size
+    torch.set_num_threads(max(1, config.threads // world_size))
+    try:
+        join_group(rank=rank, world_size=world_size, address="127.0.0.1", port=port, deadline_s=DEADLINE_S)
+        end.send(tune(folder, texts, ratings_S, config))
+    except Exception as error:  # handed to the process that asked
+        end.send(error)
+    finally:
+        leave_group()
+
+
+def tune(
+    folder: Path, texts: Sequence[Int32s], ratings_S: Tensor, config: RewardModelConfig
+) -> dict[str, float]:
+    """The work of one rank of a learner group. Raises `NonFiniteError` before weights break."""
     assert config.tuning is not None
     tuner = RewardTuner(folder, texts, ratings_S, config)
     losses = [tuner.step(number) for number in range(config.tuning.steps)]
     tuner.save(folder)
-    first, last = fmean(losses[:REPORTED_STEPS]), fmean(losses[-REPORTED_STEPS:])
-    report(f"backbone: {len(losses)} steps, loss {first:.3f} -> {last:.3f}")
-    return {"tuning_loss_first": first, "tuning_loss_last": last}
+    return {
+        "tuning_loss_first": fmean(losses[:REPORTED_STEPS]),
+        "tuning_loss_last": fmean(losses[-REPORTED_STEPS:]),
+    }
 
 
 class RankedTexts(ScalarModel):
@@ -101,7 +160,7 @@ class RankedTexts(ScalarModel):
 
 
 class RewardTuner:
-    """One rank, one network, rankings in a seeded order."""
+    """One rank: its share of rankings that come in a seeded order, the same for all."""
 
     def __init__(
         self, folder: Path, texts: Sequence[Int32s], ratings_S: Tensor, config: RewardModelConfig
@@ -113,27 +172,35 @@ class RewardTuner:
         self._tuning: RewardTuningConfig = config.tuning
         self._rankings = draw(ratings_S, config)
         self._order = SeededStream([range(len(self._rankings.members_RK))], seed=config.split_seed)
+        self._rank, self._world_size = place_in_group()
+        torch.manual_seed(config.split_seed)  # of the adapters
         module = RankedTexts(load_scalar_model(folder, "float32").model)
         if self._tuning.lora is not None:
             add_adapter(module, self._tuning.lora)
-        learner = LearnerConfig(learning_rate=self._tuning.learning_rate, lora=self._tuning.lora)
+        learner = LearnerConfig(
+            world_size=self._world_size, learning_rate=self._tuning.learning_rate, lora=self._tuning.lora
+        )
         self._engine = ZeroEngine(module, learner, dtype="float32")
 
     def step(self, number: int) -> float:
         """One optimizer step on the next rankings; their mean loss."""
         per_step = self._tuning.rankings_per_step
         chosen = [self._order[position] for position in range(number * per_step, (number + 1) * per_step)]
-        rows = self._rows(chosen)
         num_preferred = sum(int(mask.sum()) for _, mask in self._sequences(chosen))
-        loss = sum(self._accumulate(row, num_preferred, last=row is rows[-1]) for row in rows)
+        rows = self._rows(chosen[self._rank :: self._world_size])
+        num_rows = all_reduce_max(len(rows))  # ranks must call backward equally often
+        loss = 0.0
+        for place in range(num_rows):
+            row, share = (rows[place], 1.0) if place < len(rows) else (chosen[:1], 0.0)
+            loss += self._accumulate(row, num_preferred, share, last=place == num_rows - 1)
         left = 1 - number / self._tuning.steps
         self._engine.step(self._tuning.learning_rate * left)
-        return loss
+        return float(all_reduce_sum(torch.tensor(loss, dtype=torch.float64)))
 
     def save(self, folder: Path) -> None:
         """Write the network, adapters added in, as the sequence classifier that it came from."""
         network = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-        save_network(self._engine, self._tuning.lora, network, folder)
+        save_network(self._engine, self._tuning.lora, network, folder, rank=self._rank)
 
     def _rows(self, chosen: Sequence[int]) -> list[list[int]]:
         """Which rankings share a packed row."""
@@ -153,13 +220,14 @@ class RewardTuner:
             sequences.append((ids, (np.arange(len(ids)) > 0) & counts))
         return sequences
 
-    def _accumulate(self, rankings: list[int], num_preferred: int, *, last: bool) -> float:
-        """Forward and backward of one row; its share of the step's mean loss."""
+    def _accumulate(self, rankings: list[int], num_preferred: int, share: float, *, last: bool) -> float:
+        """Forward and backward of one row; its part of the step's mean loss. A share of 0 counts nothing."""
         outputs: Any = self._engine(pack_row(self._sequences(rankings)))
         scores_S, logprobs_N = outputs
         loss = self._order_loss(scores_S.view(len(rankings), -1), rankings)
         if num_preferred:
             loss = loss - self._tuning.nll_coef * logprobs_N.sum() / num_preferred
+        loss = loss * share
         self._engine.backward(loss, last=last)
         return float(loss.detach())
 

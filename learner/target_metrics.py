@@ -6,6 +6,7 @@ Dimension key: B rollouts of this rank, T completion tokens (padded).
 import torch
 from torch import Tensor
 
+from learner.advantages import STD_EPSILON
 from learner.engine import all_reduce_sum
 from learner.objective import Targets
 
@@ -27,6 +28,12 @@ def target_metrics(targets: Targets, mask_BT: Tensor) -> dict[str, float]:
             if name == "advantages":
                 metrics["advantage_std"] = std
     return metrics
+
+
+def whitened(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Shifted and scaled to mean 0 and variance 1 over the trained tokens of all ranks."""
+    mean, std = moments(values_BT[mask_BT])
+    return (values_BT - mean) / (std + STD_EPSILON)
 
 
 def moments(values: Tensor) -> tuple[float, float]:

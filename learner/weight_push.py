@@ -1,9 +1,10 @@
-"""The learner's end of a weight push: pack the policy into shared memory, with digests and a probe.
+"""The learner's end of a weight push: pack policy or adapters into shared memory, with digests and a probe.
 
 The engine's end is `actors/weight_pull.py`.
 """
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,23 @@ import torch
 
 from core.messages import Int32s
 from core.packing import pack_row
-from core.weights import TensorEntry, WeightManifest, digest, map_buffer, new_buffer_path, view_tensors
-from learner.engine import ZeroEngine
+from core.weights import (
+    AdapterScale,
+    TensorEntry,
+    WeightManifest,
+    digest,
+    map_buffer,
+    new_buffer_path,
+    view_tensors,
+)
 from learner.learner import Learner
-from learner.lora import frozen_names, merged_parameters, merged_shapes
+from learner.lora import (
+    adapter_parameters,
+    adapter_shapes,
+    frozen_names,
+    merged_parameters,
+    merged_shapes,
+)
 
 ALIGNMENT_BYTES = 64
 """Tensors start at cache lines."""
@@ -30,18 +44,28 @@ class WeightPush:
     """
 
     def __init__(
-        self, learner: Learner, *, rank: int, node: str, probe_token_ids_T: Int32s, max_probe_gap: float
+        self,
+        learner: Learner,
+        *,
+        rank: int,
+        node: str,
+        adapters_only: bool,
+        probe_token_ids_T: Int32s,
+        max_probe_gap: float,
     ) -> None:
         """`node`: Ray's id of the node that this rank is on."""
+        assert not adapters_only or learner.lora is not None, "checked with the recipe"
         self._learner = learner
+        self._adapters_only = adapters_only
         self._rank = rank
         self._probe_token_ids_T = probe_token_ids_T
         self._max_probe_gap = max_probe_gap
         self._node = node
         self._path = new_buffer_path()
-        self._layout = _layout(learner.policy)
+        policy = learner.policy
+        self._layout = _layout(adapter_shapes(policy) if adapters_only else merged_shapes(policy))
         self._num_bytes = self._layout[-1].offset_bytes + _nbytes(self._layout[-1])
-        self._frozen = frozen_names(learner.policy)
+        self._frozen: set[str] = set() if adapters_only else frozen_names(policy)
         self._digests: dict[str, str] = {}
         self._buffer: torch.Tensor | None = None
         self._scratch: torch.Tensor | None = None
@@ -61,6 +85,7 @@ class WeightPush:
             path=str(self._path),
             num_bytes=self._num_bytes,
             tensors=entries,
+            adapters=self._scale(),
             probe_token_ids_T=self._probe_token_ids_T,
             probe_logprobs_T=probe_logprobs_T,
             max_probe_gap=self._max_probe_gap,
@@ -78,8 +103,7 @@ class WeightPush:
                 self._buffer = map_buffer(str(self._path), self._num_bytes)
             views = dict(view_tensors(self._buffer, self._layout))
         entries = []
-        parameters = merged_parameters(self._learner.policy, self._learner.lora)
-        for entry, (_, parameter) in zip(self._layout, parameters, strict=True):
+        for entry, (_, parameter) in zip(self._layout, self._parameters(), strict=True):
             if self._rank == 0:
                 view = views[entry.name]
                 if entry.name not in self._frozen or entry.name not in self._digests:
@@ -87,6 +111,17 @@ class WeightPush:
                     self._digests[entry.name] = digest(view)
                 entries.append(replace(entry, digest=self._digests[entry.name]))
         return tuple(entries)
+
+    def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        if self._adapters_only:
+            return adapter_parameters(self._learner.policy)
+        return merged_parameters(self._learner.policy, self._learner.lora)
+
+    def _scale(self) -> AdapterScale | None:
+        if not self._adapters_only:
+            return None
+        assert self._learner.lora is not None
+        return AdapterScale(rank=self._learner.lora.rank, alpha=self._learner.lora.alpha)
 
     def _score_probe(self) -> Any:
         token_ids_T = self._probe_token_ids_T
@@ -105,10 +140,10 @@ class WeightPush:
         return time.perf_counter() - started
 
 
-def _layout(policy: ZeroEngine) -> tuple[TensorEntry, ...]:
-    """Where each tensor goes. Names are those of the Hugging Face model."""
+def _layout(shapes: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -> tuple[TensorEntry, ...]:
+    """Where each tensor goes."""
     entries, offset = [], 0
-    for name, shape, dtype in merged_shapes(policy):
+    for name, shape, dtype in shapes:
         entry = TensorEntry(
             name=name,
             dtype=str(dtype).removeprefix("torch."),

@@ -16,7 +16,7 @@ from core.remote import node_address, node_id
 from core.stream import SeededStream
 from core.weights import WeightManifest
 from core.worker_report import WorkerReport, own_report
-from learner.algorithm_config import AlgorithmConfig, PPOConfig
+from learner.algorithm_config import ActorCriticConfig, AlgorithmConfig
 from learner.config import KLConfig, LearnerConfig
 
 
@@ -47,6 +47,8 @@ class LearnerSetup:
     pretraining: PretrainingTexts | None
     num_steps: int
     """Steps of the whole training, which the learning-rate schedule is laid over."""
+    push_adapters: bool
+    """To the engines instead of all weights."""
     probe_token_ids_T: Int32s
     max_probe_gap: float
     deadline_s: float
@@ -99,7 +101,7 @@ class LearnerWorker:
         dtype = setup.model.dtype
         policy = self._engine(load_policy(setup.model_path, dtype), setup)
         value_model = None
-        if isinstance(setup.algorithm, PPOConfig):
+        if isinstance(setup.algorithm, ActorCriticConfig):
             assert setup.value_model_path is not None
             check_same_tokenizer(setup.model_path, setup.value_model_path)
             value_model = self._engine(load_scalar_model(setup.value_model_path, dtype), setup)
@@ -122,6 +124,7 @@ class LearnerWorker:
             self._learner,
             rank=self._rank,
             node=node_id(),
+            adapters_only=setup.push_adapters,
             probe_token_ids_T=setup.probe_token_ids_T,
             max_probe_gap=setup.max_probe_gap,
         )

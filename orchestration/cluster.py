@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -19,7 +18,6 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.config import RewardModelReward
 from actors.decoding import decoding_of
 from actors.fleet import Fleet
 from actors.handles import RolloutHandle, ScorerFleet, ScorerHandle
@@ -29,12 +27,11 @@ from actors.worker import ActorSetup
 from core.errors import UserError, WorkerError
 from core.remote import answer
 from core.worker_report import WorkerReport
-from learner.algorithm_config import PPOConfig
 from learner.group import LearnerGroup
 from learner.worker import LearnerSetup
 from orchestration.adapter_reference import AdapterReference
 from orchestration.config import Recipe
-from orchestration.inputs import RunInputs
+from orchestration.inputs import RunInputs, value_model_path
 from orchestration.node_versions import require_same_versions
 from orchestration.placement import Worker, workers_of
 
@@ -198,7 +195,12 @@ async def _reserve(ranks: list[Worker], deadline_s: float) -> PlacementGroup:
 def _fleets(recipe: Recipe, learner: LearnerGroup, node: str, inputs: RunInputs, watcher: Watcher) -> Workers:
     """The learner, and fleets that have no workers yet. `node`: where rollout workers should be."""
     deadlines, reward_paths = recipe.deadlines, inputs.reward_paths
-    setup = ActorSetup(model_path=inputs.model_path, model=recipe.model, rollout=recipe.rollout)
+    setup = ActorSetup(
+        model_path=inputs.model_path,
+        model=recipe.model,
+        rollout=recipe.rollout,
+        adapter_rank=recipe.pushed_adapter_rank,
+    )
     common: dict[str, Any] = {
         "faults": recipe.faults,
         "start_s": deadlines.start_s,
@@ -238,7 +240,7 @@ def _learner_setup(recipe: Recipe, inputs: RunInputs) -> LearnerSetup:
     return LearnerSetup(
         model_path=inputs.model_path,
         model=recipe.model,
-        value_model_path=_value_model_path(recipe, inputs.reward_paths),
+        value_model_path=value_model_path(recipe, inputs.reward_paths),
         config=recipe.learner,
         algorithm=recipe.algorithm,
         kl=recipe.kl,
@@ -248,6 +250,7 @@ def _learner_setup(recipe: Recipe, inputs: RunInputs) -> LearnerSetup:
         pretraining=inputs.pretraining,
         num_steps=recipe.trainer.steps,
         probe_token_ids_T=inputs.probe_token_ids(recipe.model.max_model_len),
+        push_adapters=recipe.pushed_adapter_rank is not None,
         max_probe_gap=recipe.weight_push.max_probe_gap,
         deadline_s=recipe.deadlines.start_s,
     )
@@ -277,14 +280,6 @@ async def _all_up(*starts: Coroutine[Any, Any, None]) -> None:
 def _scorer_configs(recipe: Recipe) -> dict[str, Any]:
     configs: dict[str, Any] = {f"reward-{reward.name}": reward for reward in recipe.rewards}
     return configs if recipe.reference.adapters_off else {"reference": recipe.reference, **configs}
-
-
-def _value_model_path(recipe: Recipe, reward_paths: dict[str, Path]) -> Path | None:
-    """The value model starts from the reward model with the largest weight."""
-    if not isinstance(recipe.algorithm, PPOConfig):
-        return None
-    models = [reward for reward in recipe.rewards if isinstance(reward, RewardModelReward)]
-    return reward_paths[f"reward-{max(models, key=lambda reward: reward.weight).name}"]
 
 
 def _size(recipe: Recipe, kind: str) -> int:

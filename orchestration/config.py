@@ -4,6 +4,8 @@ Each section checks itself; `contradictions.py` holds the checks that span secti
 file into a `Recipe` and reports what both find.
 """
 
+from typing import Literal
+
 from pydantic import Field
 
 from actors.config import (
@@ -59,6 +61,9 @@ class WeightPushConfig(Section):
     """How new weights get from the learner into the engines: verified. On other nodes than the learner's they come
     through Ray's object store, else through shared memory."""
 
+    form: Literal["merged", "adapters"] = "merged"
+    """All weights, adapters added in, or the adapters of [learner.lora] alone: a small part of the bytes, but
+    engines sample more slowly with them, on CPUs at half the speed."""
     max_probe_gap: float = Field(default=1e-3, gt=0)
     """Largest difference, in nats, between engine and learner on the probe sequence after a push."""
 
@@ -130,3 +135,9 @@ class Recipe(Section):
     cluster: ClusterConfig = ClusterConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     faults: FaultsConfig = FaultsConfig()
+
+    @property
+    def pushed_adapter_rank(self) -> int | None:
+        """Rank of the adapters that a weight push consists of; None if it is all weights."""
+        lora = self.learner.lora
+        return lora.rank if lora is not None and self.weight_push.form == "adapters" else None

@@ -15,7 +15,7 @@ from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts,
 from actors.dataset import comparable, load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
 from core.messages import DemonstrationGroup, Int32s, Prompt, RolloutGroup
-from learner.algorithm_config import DPOConfig, REBELConfig, RPOConfig
+from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
 from orchestration.config import Recipe
@@ -101,6 +101,14 @@ class RunInputs:
         ids = np.concatenate([prompt.token_ids for prompt in self.heldout_prompts])
         probe: Int32s = ids[: min(PROBE_TOKENS, max_model_len - 1)]
         return probe
+
+
+def value_model_path(recipe: Recipe, reward_paths: dict[str, Path]) -> Path | None:
+    """The value model starts from the reward model with the largest weight."""
+    if not isinstance(recipe.algorithm, ActorCriticConfig):
+        return None
+    models = [reward for reward in recipe.rewards if isinstance(reward, RewardModelReward)]
+    return reward_paths[f"reward-{max(models, key=lambda reward: reward.weight).name}"]
 
 
 def train_reward_model(recipe: Recipe) -> Path:

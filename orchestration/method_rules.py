@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from actors.config import (
+    MAX_ADAPTER_RANK,
     DatasetConfig,
     MovieReviewDataset,
     MovieReviewPrompts,
@@ -14,11 +15,12 @@ from actors.config import (
     RunDataset,
 )
 from learner.algorithm_config import (
+    A2CConfig,
+    ActorCriticConfig,
     AlgorithmConfig,
     DPOConfig,
     GRPOConfig,
     PolicyGradientConfig,
-    PPOConfig,
     REBELConfig,
     RLOOConfig,
     RPOConfig,
@@ -26,7 +28,7 @@ from learner.algorithm_config import (
 )
 from learner.config import KLConfig, LearnerConfig, RewardModelConfig
 from orchestration.alarm.config import AlarmConfig
-from orchestration.config import PretrainingConfig, TrainerConfig
+from orchestration.config import PretrainingConfig, TrainerConfig, WeightPushConfig
 from orchestration.contradiction import Contradiction
 
 
@@ -119,7 +121,7 @@ def _check_pretraining(
                 "what a policy has sampled does not hold it near human text",
                 'set "jsonl" or "movie-reviews"',
             )
-    if pretraining and isinstance(algorithm, PPOConfig) and algorithm.value_warmup_steps:
+    if pretraining and isinstance(algorithm, ActorCriticConfig) and algorithm.value_warmup_steps:
         yield Contradiction(
             ("algorithm.value_warmup_steps", "pretraining"),
             "in the warm-up the policy makes no step that texts could be mixed into",
@@ -211,6 +213,21 @@ def _check_reference(reference: ReferenceConfig, learner: LearnerConfig) -> Iter
         )
 
 
+def _check_weight_push(weight_push: WeightPushConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
+    if weight_push.form == "adapters" and learner.lora is None:
+        yield Contradiction(
+            ("weight_push.form", "learner.lora"),
+            "a learner without adapters has only whole weights to push",
+            'set "merged", or add a [learner.lora] table',
+        )
+    elif weight_push.form == "adapters" and learner.lora and learner.lora.rank > MAX_ADAPTER_RANK:
+        yield Contradiction(
+            ("learner.lora.rank", "weight_push.form"),
+            f"the engines take adapters of rank {MAX_ADAPTER_RANK} at most",
+            f'set {MAX_ADAPTER_RANK} or less, or weight_push.form = "merged"',
+        )
+
+
 def _check_reward_model(
     prompts: PromptsConfig, rewards: list[RewardConfig], reward_model: RewardModelConfig | None
 ) -> Iterator[Contradiction]:
@@ -233,14 +250,33 @@ def _check_reward_model(
         )
 
 
+def _check_reward_ranks(reward_model: RewardModelConfig | None) -> Iterator[Contradiction]:
+    tuning = reward_model.tuning if reward_model else None
+    if tuning and tuning.world_size > tuning.rankings_per_step:
+        yield Contradiction(
+            ("reward_model.tuning.world_size", "reward_model.tuning.rankings_per_step"),
+            f"the {tuning.rankings_per_step} rankings of a step cannot be shared by more ranks",
+            f"set {tuning.rankings_per_step} or less",
+        )
+
+
 def _check_value_model(algorithm: AlgorithmConfig, rewards: list[RewardConfig]) -> Iterator[Contradiction]:
-    if isinstance(algorithm, PPOConfig) and not any(
+    if isinstance(algorithm, ActorCriticConfig) and not any(
         isinstance(reward, RewardModelReward) for reward in rewards
     ):
         yield Contradiction(
             ("algorithm.kind", "rewards"),
-            "the value model of ppo starts from a reward model, and no reward is one",
+            f"the value model of {algorithm.kind} starts from a reward model, and no reward is one",
             'set "rloo", or add a reward with kind = "model"',
+        )
+
+
+def _check_lag(algorithm: AlgorithmConfig, trainer: TrainerConfig) -> Iterator[Contradiction]:
+    if isinstance(algorithm, A2CConfig) and trainer.max_lag:
+        yield Contradiction(
+            ("trainer.max_lag", "algorithm.kind"),
+            "a2c takes no ratio, so nothing corrects for rollouts of older policies",
+            'set 0, or algorithm.kind = "ppo" with importance_sampling = "token"',
         )
 
 
@@ -255,6 +291,9 @@ METHOD_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_dropout,
     _check_greedy,
     _check_reference,
+    _check_weight_push,
     _check_reward_model,
+    _check_reward_ranks,
     _check_value_model,
+    _check_lag,
 )

@@ -288,6 +288,7 @@ def make_manifest(version: int) -> WeightManifest:
         path="",
         num_bytes=0,
         tensors=(),
+        adapters=None,
         probe_token_ids_T=int32s(),
         probe_logprobs_T=np.zeros(0, dtype=np.float32),
         max_probe_gap=1e-3,

@@ -21,7 +21,12 @@ MAY_IMPORT = {
 """Room -> the other rooms that it may know. Everything points down; actors and learner never meet."""
 
 DOORS = {
-    "vllm": {"actors/sampler.py", "actors/weight_pull.py", "actors/engine_stats.py"},
+    "vllm": {
+        "actors/sampler.py",
+        "actors/weight_pull.py",
+        "actors/adapter_pull.py",
+        "actors/engine_stats.py",
+    },
     "deepspeed": {"learner/engine.py", "learner/resharding.py"},
     "ray": {
         "core/remote.py",

@@ -7,8 +7,8 @@ from functools import cached_property
 from actors.config import RewardModelReward
 from core.config import Resources
 from learner.algorithm_config import (
+    ActorCriticConfig,
     DPOConfig,
-    PPOConfig,
     REBELConfig,
     RPOConfig,
     SFTConfig,
@@ -23,7 +23,13 @@ from orchestration.planning.learner_memory import (
     learner_memory,
     trained_parameters,
 )
-from orchestration.planning.model_shape import ModelShape, is_known, model_shape, with_scalar_head
+from orchestration.planning.model_shape import (
+    ModelShape,
+    adapter_parameters,
+    is_known,
+    model_shape,
+    with_scalar_head,
+)
 from orchestration.planning.sampling_memory import (
     engine_memory,
     kv_bytes_per_token,
@@ -98,7 +104,7 @@ class Demands:
         entropy = getattr(recipe.algorithm, "entropy_coef", 0.0) > 0
         extra = VOCABULARY_TERM_COPIES if entropy or recipe.kl.estimator == "exact" else 0
         networks = [Network(name="policy", shape=self.policy, logit_copies=LOGIT_COPIES + extra)]
-        if isinstance(recipe.algorithm, PPOConfig):
+        if isinstance(recipe.algorithm, ActorCriticConfig):
             models = [reward for reward in recipe.rewards if isinstance(reward, RewardModelReward)]
             largest = max(models, key=lambda reward: reward.weight)
             shape = self._reward_models[largest.name]
@@ -115,8 +121,10 @@ class Demands:
 
     @property
     def push_bytes(self) -> int:
-        """Of one weight push: the whole policy, adapters added in, in the shared memory of the learner's host."""
-        return bytes_of(self.recipe.model.dtype) * self.policy.num_parameters
+        """Of one weight push: the whole policy or its adapters, in the shared memory of the learner's host."""
+        rank = self.recipe.pushed_adapter_rank
+        pushed = adapter_parameters(self.policy, rank) if rank else self.policy.num_parameters
+        return bytes_of(self.recipe.model.dtype) * pushed
 
     @property
     def checkpoint_bytes(self) -> int:

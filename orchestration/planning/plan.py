@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from actors.config import HuggingFace, RewardFunctionReward
-from learner.algorithm_config import PolicyGradientConfig
+from learner.algorithm_config import ClippedConfig
 from orchestration.config import Recipe
 from orchestration.placement import workers_of
 from orchestration.planning.demand import Demand, Demands
@@ -101,7 +101,7 @@ def _unsafe(recipe: Recipe) -> Iterator[str]:
     for name in dict.fromkeys(each.name for each in rows if isinstance(each, HuggingFace)):
         yield f"dataset {name}: comes from the Hugging Face Hub, in whatever state it is there"
     algorithm, lags = recipe.algorithm, recipe.trainer.max_lag > 0
-    if lags and isinstance(algorithm, PolicyGradientConfig) and algorithm.importance_sampling == "none":
+    if lags and isinstance(algorithm, ClippedConfig) and algorithm.importance_sampling == "none":
         yield "algorithm.importance_sampling = none: nothing corrects for rollouts of older policies"
     if recipe.trainer.checkpoint_every == 0:
         yield "trainer.checkpoint_every = 0: a crash costs the whole run; a checkpoint is only written at the end"

@@ -7,13 +7,14 @@ the engine to the weights that it needs.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 
-from actors.config import RolloutConfig
+from actors.config import MAX_ADAPTER_RANK, RolloutConfig
 from actors.engine_loop import Engine, EngineLoop
 from core.config import ModelConfig
 from core.decoding import UNCHANGED, Decoding
@@ -21,7 +22,15 @@ from core.errors import UserError, WorkerError
 from core.messages import Completion, Float32s, Int32s, Prompt, SampleRequest, VersionSpan
 from core.models import TokenLogprobs, load_policy
 from core.packing import pack_row
-from core.weights import TensorEntry, WeightManifest, digest, map_buffer, view_tensors
+from core.weights import (
+    AdapterScale,
+    TensorEntry,
+    WeightManifest,
+    digest,
+    map_buffer,
+    verified_tensors,
+    view_tensors,
+)
 from tests.actors.test_engine_loop import FakeEngine
 
 if TYPE_CHECKING:
@@ -58,6 +67,7 @@ class Learner:
     def __init__(self, model_path: Path, folder: Path) -> None:
         self._path = folder / "weights"
         self.policy: TokenLogprobs = load_policy(model_path, "float32").eval()
+        self.adapters: AdapterScale | None = None
         self.version = 0
 
     def change(self, scale: float = 0.05) -> None:
@@ -65,12 +75,16 @@ class Learner:
         generator = torch.Generator().manual_seed(self.version)
         self.version += 1
         with torch.no_grad():
-            for parameter in self.policy.parameters():
+            for _, parameter in self.pushed():
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+    def pushed(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """What a push consists of, by the names that the engine knows."""
+        return [(name.removeprefix("model."), tensor) for name, tensor in self.policy.named_parameters()]
 
     def manifest(self) -> WeightManifest:
         """The present weights in a file, with digests and the log-probs of a probe."""
-        named = [(name.removeprefix("model."), tensor) for name, tensor in self.policy.named_parameters()]
+        named = self.pushed()
         offsets = np.cumsum([0, *(tensor.numel() * 4 for _, tensor in named)]).tolist()
         entries = tuple(
             TensorEntry(
@@ -92,6 +106,7 @@ class Learner:
             path=str(self._path),
             num_bytes=offsets[-1],
             tensors=entries,
+            adapters=self.adapters,
             probe_token_ids_T=probe,
             probe_logprobs_T=self.logprobs(probe, np.arange(64) > 0),
             max_probe_gap=MAX_GAP,
@@ -111,39 +126,60 @@ class Learner:
         return self.policy(row, logits=True).argmax(1).numpy()
 
 
+class AdapterLearner(Learner):
+    """The same with adapters beside frozen weights, of a rank that vLLM has no step for."""
+
+    def __init__(self, model_path: Path, folder: Path) -> None:
+        super().__init__(model_path, folder)
+        self.adapters = AdapterScale(rank=3, alpha=12.0)
+        lora = LoraConfig(r=3, lora_alpha=12, target_modules="all-linear")
+        inject_adapter_in_model(lora, self.policy.model)
+
+    def change(self, scale: float = 0.1) -> None:
+        super().change(scale)
+
+    def pushed(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [
+            (f"base_model.model.{name.removeprefix('model.').replace('.default.', '.')}", parameter)
+            for name, parameter in self.policy.named_parameters()
+            if ".lora_" in name
+        ]
+
+
 @pytest.fixture(scope="module")
 def learner(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Learner:
     return Learner(tiny_model, tmp_path_factory.mktemp("push"))
 
 
 @pytest.fixture(scope="module")
-def make_sampler(tiny_model: Path) -> Iterator[Callable[[float], "Sampler"]]:
+def make_sampler(tiny_model: Path) -> Iterator[Callable[..., "Sampler"]]:
     """Engines of this process, with vLLM's settings in the environment while they live."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         from actors.sampler import Sampler  # vLLM: ten seconds, and it reads the environment
 
-        def make(temperature: float) -> Sampler:
+        def make(temperature: float, adapter_rank: int | None = None) -> Sampler:
             return Sampler(
                 tiny_model,
                 ModelConfig(path=str(tiny_model), max_model_len=MAX_MODEL_LEN),
                 RolloutConfig(
                     max_new_tokens=MAX_NEW_TOKENS, temperature=temperature, max_concurrent_sequences=16
                 ),
+                adapter_rank=adapter_rank,
             )
 
         yield make
 
 
 @pytest.fixture(scope="module")
-def engine(make_sampler: Callable[[float], "Sampler"]) -> "Sampler":
+def engine(make_sampler: Callable[..., "Sampler"]) -> "Sampler":
     """The engine of most tests, as it comes up: without a push yet."""
     return make_sampler(1.0)
 
 
 @pytest.fixture(scope="module")
-def warm_engine(make_sampler: Callable[[float], "Sampler"]) -> "Sampler":
+def warm_engine(make_sampler: Callable[..., "Sampler"]) -> "Sampler":
     """An engine at another temperature. It lives as long as the first: the end of one takes vLLM's process
     groups from all engines of the process."""
     return make_sampler(0.7)
@@ -155,6 +191,33 @@ def sampler(engine: "Sampler", learner: Learner) -> "Sampler":
     assert not engine.has_work
     engine.pull_weights(learner.manifest())
     return engine
+
+
+@pytest.fixture(scope="module")
+def adapter_learner(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AdapterLearner:
+    return AdapterLearner(tiny_model, tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="module")
+def adapter_engine(make_sampler: Callable[..., "Sampler"]) -> "Sampler":
+    """An engine that is pushed adapters."""
+    return make_sampler(1.0, adapter_rank=3)
+
+
+@pytest.fixture
+def adapter_sampler(adapter_engine: "Sampler", adapter_learner: AdapterLearner) -> "Sampler":
+    """That engine, idle and with the adapters of its learner."""
+    assert not adapter_engine.has_work
+    adapter_engine.pull_weights(adapter_learner.manifest())
+    return adapter_engine
+
+
+@pytest.fixture(params=["merged", "adapters"])
+def pushed(request: pytest.FixtureRequest) -> tuple["Sampler", Learner]:
+    """Both forms of a push: what holds for one must hold for the other."""
+    names = ("sampler", "learner") if request.param == "merged" else ("adapter_sampler", "adapter_learner")
+    sampler, learner = map(request.getfixturevalue, names)
+    return sampler, learner
 
 
 def token_ids(seed: int, count: int) -> Int32s:
@@ -203,7 +266,8 @@ def test_it_serves_nobody_before_a_verified_push(engine: "Sampler", learner: Lea
     assert not engine.has_work
 
 
-def test_what_it_reports_is_what_the_learner_computes(sampler: "Sampler", learner: Learner) -> None:
+def test_what_it_reports_is_what_the_learner_computes(pushed: tuple["Sampler", Learner]) -> None:
+    sampler, learner = pushed
     wanted = requests([1, 3, 7, 30, 64, 200])
     completions = sample(sampler, wanted)
     assert largest_gap(learner, completions) < MAX_GAP
@@ -262,9 +326,10 @@ def test_a_stop_text_ends_a_completion(
 
 
 @pytest.mark.parametrize("length", [5, 2 * BLOCK_TOKENS + 20], ids=["short", "cached"])
-def test_new_weights_answer_the_same_prompts_anew(sampler: "Sampler", learner: Learner, length: int) -> None:
+def test_new_weights_answer_the_same_prompts_anew(pushed: tuple["Sampler", Learner], length: int) -> None:
     """Short prompts show a tied output head that kept its old packed copy; prompts of several blocks show
     keys and values that the prefix cache kept of the old weights."""
+    sampler, learner = pushed
     wanted = requests([length] * 3)
     sample(sampler, wanted)
     again = sample(sampler, wanted)  # from the prefix cache, where the prompt is long enough
@@ -279,9 +344,10 @@ def test_new_weights_answer_the_same_prompts_anew(sampler: "Sampler", learner: L
 
 
 def test_a_prompt_shared_with_a_running_request_is_not_answered_from_old_weights(
-    sampler: "Sampler", learner: Learner
+    pushed: tuple["Sampler", Learner],
 ) -> None:
     """A running request holds its blocks through the push; a later one must not find them in the cache."""
+    sampler, learner = pushed
     first, second = requests([2 * BLOCK_TOKENS + 20] * 2)
     sampler.submit(first)
     for _ in range(5):
@@ -293,7 +359,8 @@ def test_a_prompt_shared_with_a_running_request_is_not_answered_from_old_weights
     assert largest_gap(learner, completions[1:]) < MAX_GAP
 
 
-def test_an_update_in_flight_leaves_spans_without_gaps(sampler: "Sampler", learner: Learner) -> None:
+def test_an_update_in_flight_leaves_spans_without_gaps(pushed: tuple["Sampler", Learner]) -> None:
+    sampler, learner = pushed
     wanted = requests([3, 9, 20, 40])
     for request in wanted:
         sampler.submit(request)
@@ -349,7 +416,8 @@ def test_a_prompt_too_long_for_the_context_is_the_users_error(sampler: "Sampler"
     assert sample(sampler, requests([longest]))[0].num_prompt_tokens == longest
 
 
-def test_a_flipped_byte_names_the_tensor(sampler: "Sampler", learner: Learner) -> None:
+def test_a_flipped_byte_names_the_tensor(pushed: tuple["Sampler", Learner]) -> None:
+    sampler, learner = pushed
     manifest = learner.manifest()
     entry = next(entry for entry in manifest.tensors if "layers.1.mlp.down_proj" in entry.name)
     map_buffer(manifest.path, manifest.num_bytes)[entry.offset_bytes + 7] ^= 1
@@ -393,13 +461,77 @@ def test_running_requests_do_not_go_on_under_weights_that_failed_the_probe(
     assert len(finish(sampler)) == 1
 
 
-def test_a_damaged_push_leaves_the_engine_fit_for_the_next(sampler: "Sampler", learner: Learner) -> None:
+def test_a_damaged_push_leaves_the_engine_fit_for_the_next(pushed: tuple["Sampler", Learner]) -> None:
+    sampler, learner = pushed
     manifest = learner.manifest()
     map_buffer(manifest.path, manifest.num_bytes)[0] ^= 1
     with pytest.raises(WorkerError):
         sampler.pull_weights(manifest)
     sampler.pull_weights(learner.manifest())
     assert largest_gap(learner, sample(sampler, requests([5, 9]))) < MAX_GAP
+
+
+def test_fresh_adapters_sample_from_the_base(
+    tiny_model: Path, adapter_engine: "Sampler", tmp_path: Path
+) -> None:
+    """B is 0, so what is evaluated before training is the model in the folder."""
+    adapter_engine.pull_weights(AdapterLearner(tiny_model, tmp_path).manifest())
+    base = Learner(tiny_model, tmp_path)
+    assert largest_gap(base, sample(adapter_engine, requests([3, 40]))) < MAX_GAP
+
+
+def test_adapters_that_the_engine_kept_are_refused(
+    adapter_sampler: "Sampler", adapter_learner: AdapterLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM keeps an adapter whose number it knows, and says nothing."""
+    from vllm.lora.model_manager import LRUCacheLoRAModelManager  # vLLM, as above
+
+    adapter_learner.change()
+    with monkeypatch.context() as patch:
+        patch.setattr(LRUCacheLoRAModelManager, "remove_adapter", lambda self, adapter: False)
+        with pytest.raises(
+            WorkerError, match=f"version {adapter_learner.version} .* differ from the learner's"
+        ):
+            adapter_sampler.pull_weights(adapter_learner.manifest())
+    with pytest.raises(WorkerError, match="no verified weight push"):
+        adapter_sampler.submit(requests([4])[0])
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": 24.0}, {"rank": 6}], ids=["alpha", "rank"])
+def test_adapters_at_another_scale_are_refused(
+    adapter_sampler: "Sampler", adapter_learner: AdapterLearner, wrong: dict[str, Any]
+) -> None:
+    assert adapter_learner.adapters is not None
+    adapter_learner.change()
+    manifest = adapter_learner.manifest()
+    with pytest.raises(WorkerError, match="differ from the learner's"):
+        adapter_sampler.pull_weights(replace(manifest, adapters=replace(adapter_learner.adapters, **wrong)))
+
+
+def test_adapters_beside_a_layer_that_the_engine_has_not_are_the_users_error(
+    adapter_sampler: "Sampler", adapter_learner: AdapterLearner
+) -> None:
+    manifest = adapter_learner.manifest()
+    first, *others = manifest.tensors
+    stray = replace(first, name=first.name.replace("layers.0", "layers.7"))
+    with pytest.raises(UserError, match=r'cannot adapt layer model.layers.7.*; set "merged"'):
+        adapter_sampler.pull_weights(replace(manifest, tensors=(stray, *others)))
+
+
+def test_several_workers_take_adapters_from_one_buffer(
+    adapter_sampler: "Sampler", adapter_learner: AdapterLearner
+) -> None:
+    """vLLM scales adapters where they lie: the next worker would find other bytes than the learner wrote."""
+    adapter_learner.change()
+    manifest = adapter_learner.manifest()
+    adapter_sampler.pull_weights(manifest)
+    verified_tensors(manifest.path, manifest.num_bytes, manifest.tensors)
+
+
+def test_the_largest_rank_is_vllms(adapter_engine: "Sampler") -> None:
+    from vllm.config.lora import MaxLoRARanks  # vLLM, as above
+
+    assert max(get_args(MaxLoRARanks)) == MAX_ADAPTER_RANK
 
 
 @pytest.fixture(params=["fake", "real"])

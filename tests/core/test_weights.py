@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.weights import TensorEntry, digest, map_buffer, view_tensors
+from core.errors import WorkerError
+from core.weights import TensorEntry, digest, map_buffer, verified_tensors, view_tensors
 
 
 def entry(name: str, tensor: torch.Tensor, offset_bytes: int) -> TensorEntry:
@@ -73,3 +74,16 @@ def test_views_are_no_copies(tmp_path: Path) -> None:
     buffer = map_buffer(path, 32)
     ((_, view),) = view_tensors(buffer, entries)
     assert view.data_ptr() == buffer.data_ptr() + 8
+
+
+def test_a_byte_that_changed_in_the_buffer_names_its_tensor(tmp_path: Path) -> None:
+    path, first, second = str(tmp_path / "buffer"), torch.arange(4.0), torch.arange(4.0, 8.0)
+    entries = (entry("first", first, 0), entry("second", second, 16))
+    buffer = map_buffer(path, 32)
+    buffer.copy_(torch.cat([first, second]).view(torch.uint8))
+    found = dict(verified_tensors(path, 32, entries))
+    assert torch.equal(found["first"], first)
+    assert torch.equal(found["second"], second)
+    buffer[17] ^= 1
+    with pytest.raises(WorkerError, match="tensor second arrived with other bytes"):
+        verified_tensors(path, 32, entries)

@@ -78,10 +78,12 @@ def texts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def grpo(recipe: Path, texts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with adapters whose base is the reference, the exact KL in the loss, and texts mixed in (ptx)."""
+    """A run with adapters, pushed as such, whose base is the reference, the exact KL in the loss, and texts mixed
+    in (ptx)."""
     texts = f'{{kind = "jsonl", path = "{texts_file}"}}'
     pretraining = f"pretraining={{coef = 0.5, texts_per_step = 4, datasets = [{texts}]}}"
-    return finish(tmp_path_factory.mktemp("runs") / "grpo", recipe, *ADAPTERS_AS_REFERENCE, pretraining)
+    options = (*ADAPTERS_AS_REFERENCE, 'weight_push.form="adapters"', pretraining)
+    return finish(tmp_path_factory.mktemp("runs") / "grpo", recipe, *options)
 
 
 def finish(folder: Path, recipe: Path, *overrides: str) -> Path:
@@ -107,6 +109,9 @@ def test_grpo_with_the_exact_kl_to_the_base_under_its_adapters(grpo: Path) -> No
     assert all(record["pretraining_loss"] > 0 for record in found)
     # The engine sampled from a truncated distribution, and the learner computed the same one.
     assert all(record["logprob_gap_max"] < 1e-3 for record in found)
+    # Rank 4, float32: 2 layers with 896 inputs and outputs of the attention's layers and 1152 of the others'.
+    assert {record["bytes"] for record in found} == {4 * 4 * 2 * (896 + 1152)}
+    assert all(record["probe_gap"] < 1e-3 for record in found)
     summary = summary_of(grpo)
     assert "reference-0" not in summary["peak_memory_bytes"]
     assert summary["heldout_perplexity"] is None  # prompts of one's own bring no human-written texts along

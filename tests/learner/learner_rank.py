@@ -27,6 +27,8 @@ from core.packing import pack_row
 from core.stream import SeededStream
 from learner import checkpoint
 from learner.algorithm_config import (
+    A2CConfig,
+    ActorCriticConfig,
     AlgorithmConfig,
     DPOConfig,
     GRPOConfig,
@@ -66,6 +68,7 @@ METHODS: dict[str, tuple[AlgorithmConfig, dict[str, Any]]] = {
         RLOOConfig(kind="rloo"),
         {"kl": KLConfig(placement="loss", estimator="exact", direction="forward"), **LORA},
     ),
+    "a2c": (A2CConfig(kind="a2c", value_learning_rate=1e-3, entropy_coef=0.01), {}),
     "ppo-ptx": (PPO, {"pretraining_coef": 0.5}),
     "sft": (SFTConfig(kind="sft"), {}),
     "best-of-prompt": (SFTConfig(kind="sft", top_k=1), {}),
@@ -119,7 +122,7 @@ class Rank:
             }
         )
         value_model = None
-        if isinstance(algorithm, PPOConfig):
+        if isinstance(algorithm, ActorCriticConfig):
             value_model = ZeroEngine(load_scalar_model(self.folder / "value", dtype), config, dtype=dtype)
         policy = load_policy(self.folder / "policy", dtype)
         if config.lora is not None:

@@ -7,14 +7,22 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from core.models import load_policy, load_scalar_model
+from core.models import linear_layers, load_policy, load_scalar_model
 from core.packing import PackedRow, pack_row
 from learner.config import LoRAConfig
 from learner.engine import ZeroEngine
-from learner.lora import add_adapter, frozen_names, merged_parameters, merged_shapes
+from learner.lora import (
+    adapter_parameters,
+    adapter_shapes,
+    add_adapter,
+    frozen_names,
+    merged_parameters,
+    merged_shapes,
+)
 
 LORA = LoRAConfig(rank=3, alpha=12.0)
 
@@ -93,6 +101,28 @@ def test_merged_parameters_are_named_and_shaped_as_the_plain_model(folder: Path)
     wanted = [(name, tuple(parameter.shape)) for name, parameter in plain.model.named_parameters()]
     assert [(name, tuple(tensor.shape)) for name, tensor in merged_parameters(engine, LORA)] == wanted
     assert [(name, shape) for name, shape, _ in merged_shapes(engine)] == wanted
+
+
+def test_adapters_are_named_and_shaped_as_pefts_own_checkpoints(folder: Path) -> None:
+    adapted = load_policy(folder / "policy", "float32")
+    add_adapter(adapted, LORA)
+    engine = cast(ZeroEngine, UnshardedEngine(adapted))
+    config = LoraConfig(r=LORA.rank, target_modules="all-linear")
+    wanted = get_peft_model_state_dict(
+        get_peft_model(load_policy(folder / "policy", "float32").model, config)
+    )
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    assert {name: tuple(tensor.shape) for name, tensor in adapter_parameters(engine)} == shapes
+    assert [name for name, _ in adapter_parameters(engine)] == [name for name, _, _ in adapter_shapes(engine)]
+    assert {name: shape for name, shape, _ in adapter_shapes(engine)} == shapes
+
+
+def test_the_engine_expects_adapters_where_the_learner_has_them(folder: Path) -> None:
+    adapted = load_policy(folder / "policy", "float32")
+    add_adapter(adapted, LORA)
+    names = [name for name, _ in adapter_parameters(cast(ZeroEngine, UnshardedEngine(adapted)))]
+    assert linear_layers(folder / "policy") == sorted({name.split(".")[-3] for name in names})
+    assert len(linear_layers(folder / "policy")) == 7
 
 
 def test_without_adapters_the_weights_come_as_they_are(folder: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from learner.algorithm_config import (
+    A2CConfig,
     GRPOConfig,
     PolicyGradientAlgorithm,
     PPOConfig,
@@ -115,6 +116,14 @@ def test_ppo_by_hand() -> None:
     expected = [(value - mean) / std for value in (1.25, 1.5, 0, 2, 2.5, 1, 2)]
     assert by_token(batch, whitened["advantages"]) == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(whitened["returns"], targets["returns"])
+
+
+def test_a2c_looks_to_the_end_and_does_not_whiten() -> None:
+    # Rewards to go 3, 7/2 | 1 | 2 | 6, 6, 6 less the values 1, 2 | 1 | 0 | 2, 4, 4
+    batch, value_model = batch_by_hand(), TableEngine(1, 2, 1, 0, 2, 4, 4)
+    rows = [micro_batch_of(batch, members) for members in ROWS]
+    targets = objective(A2CConfig(kind="a2c"), value_model=value_model).targets(batch, rows, step=0)
+    assert by_token(batch, targets["advantages"]) == pytest.approx([2, 1.5, 0, 2, 4, 2, 2])
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from learner.algorithm_config import (
+    A2CConfig,
     GRPOConfig,
     PPOConfig,
     RLOOConfig,
@@ -73,6 +74,36 @@ def test_on_policy_it_is_the_policy_gradient(aggregation: Any, weights: list[flo
     assert metrics["logprob_gap_max"] == metrics["approx_kl"] == 0
     assert policy.lasts == [False, False, True]
     assert set(policy.temperatures) == {0.7}
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "weights"),
+    [
+        ("token", [1 / 7] * 7),
+        ("sequence", [1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 12, 1 / 12, 1 / 12]),
+        ("constant", [1 / 12] * 7),
+    ],
+)
+def test_a2c_is_the_policy_gradient_and_on_policy_ppos(aggregation: Any, weights: list[float]) -> None:
+    # Advantages of lam 1/2: 1.25, 1.5 | 0 | 2 | 2.5, 1, 2 (tests/learner/test_policy_gradient.py): -w A a token.
+    options: dict[str, Any] = {"aggregation": aggregation, "gae_lambda": 0.5, "whiten_advantages": False}
+    expected = [-w * value for w, value in zip(weights, (1.25, 1.5, 0, 2, 2.5, 1, 2), strict=True)]
+    for config in (A2CConfig(kind="a2c", **options), PPOConfig(kind="ppo", **options)):
+        policy, value_model = table_policy(*[1] * 7), TableEngine(1, 2, 1, 0, 2, 4, 4)
+        accumulated(objective(config, policy=policy, value_model=value_model))
+        assert policy.gradient() == pytest.approx(expected)
+        # Twice the distance to the returns 2.25, 3.5 | 1 | 2 | 4.5, 5, 6, halved, a seventh each; nothing clips.
+        assert value_model.gradient() == pytest.approx([-v / 7 for v in (1.25, 1.5, 0, 2, 2.5, 1, 2)])
+
+
+def test_a2c_takes_no_ratio_and_clips_nothing() -> None:
+    """Where the policy is not what sampled, PPO's gradient is scaled by the ratio or cut, and this one is not."""
+    policy, value_model = table_policy(1, 0.5, 1, 1, 1, 1, 2), TableEngine(1, 2, 1, 0, 2, 4, 4)
+    config = A2CConfig(kind="a2c", gae_lambda=0.5)
+    metrics = accumulated(objective(config, policy=policy, value_model=value_model))
+    assert policy.gradient() == pytest.approx([-value / 7 for value in (1.25, 1.5, 0, 2, 2.5, 1, 2)])
+    assert metrics["logprob_gap_max"].item() == pytest.approx(math.log(2))
+    assert "ratio_max" not in metrics
 
 
 def test_off_policy_metrics_and_clips_by_hand() -> None:

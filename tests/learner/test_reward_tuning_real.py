@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from core.errors import UserError
 from core.models import load_scalar_model
 from core.packing import pack_row
-from learner.reward_tuning import RankedTexts
+from learner.config import RewardModelConfig
+from learner.reward_tuning import RankedTexts, tune_on_ranks
 from tests.tiny_models import build_tiny_scalar_model
 
 pytestmark = pytest.mark.real
@@ -21,20 +25,24 @@ pytestmark = pytest.mark.real
 VOCABULARY, LIKED, DISLIKED = 60, 11, 12
 DEADLINE_S = 300
 PROGRAM = """
-import json, os, sys
+import json, sys
 from pathlib import Path
 import numpy as np, torch
 from learner.config import RewardModelConfig
-from learner.reward_tuning import group_of_one, tune
-environment = dict(os.environ)
-with group_of_one():
-    for folder, config in json.loads(sys.argv[1]):
-        content = np.load(Path(folder) / "texts.npz")
-        texts, ratings_S = list(content["texts"]), torch.from_numpy(content["ratings"])
-        figures = tune(Path(folder), texts, ratings_S, RewardModelConfig(**config), report=print)
-        (Path(folder) / "figures.json").write_text(json.dumps(figures))
-assert os.environ == environment
+from learner.engine import join_group, leave_group
+from learner.reward_tuning import tune
+join_group(rank=0, world_size=1, address="127.0.0.1", port=int(sys.argv[1]), deadline_s=60)
+for folder, config in json.loads(sys.argv[2]):
+    content = np.load(Path(folder) / "texts.npz")
+    texts, ratings_S = list(content["texts"]), torch.from_numpy(content["ratings"])
+    figures = tune(Path(folder), texts, ratings_S, RewardModelConfig(**config))
+    (Path(folder) / "figures.json").write_text(json.dumps(figures))
+leave_group()
 """
+THREE_STEPS: dict[str, Any] = {
+    "token_budget": 20,  # a row holds one pair, so of the 5 of a step one rank has a row more than the other
+    "tuning": {"steps": 3, "rankings_per_step": 5, "nll_coef": 0.3},
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "adapters": {},
     "all-weights": {"tuning": {"lora": None, "learning_rate": 2e-3}},
@@ -56,21 +64,26 @@ def planted(count: int, *, seed: int) -> tuple[Any, Any]:
     return texts, liked.astype(np.float32)
 
 
+def prepare(folder: Path, keys: dict[str, Any]) -> dict[str, Any]:
+    """A reward model to tune and its texts in a folder, and the configuration."""
+    build_tiny_scalar_model(folder, vocabulary=VOCABULARY)
+    texts, ratings = planted(200, seed=0)
+    np.savez(folder / "texts.npz", texts=texts, ratings=ratings)
+    tuning = {"steps": 40, "rankings_per_step": 8, "learning_rate": 5e-3} | keys.get("tuning", {})
+    return {"num_pairs": 4000, "min_rating_difference": 1.0} | keys | {"tuning": tuning}
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all variants, trained one after another in one process."""
     root = tmp_path_factory.mktemp("tuned")
-    jobs = []
-    for name, keys in VARIANTS.items():
-        build_tiny_scalar_model(root / name, vocabulary=VOCABULARY)
-        texts, ratings = planted(200, seed=0)
-        np.savez(root / name / "texts.npz", texts=texts, ratings=ratings)
-        tuning = {"steps": 40, "rankings_per_step": 8, "learning_rate": 5e-3} | keys.get("tuning", {})
-        jobs.append(
-            (str(root / name), {"num_pairs": 4000, "min_rating_difference": 1.0} | keys | {"tuning": tuning})
-        )
+    variants = VARIANTS | {"one-rank": THREE_STEPS}
+    jobs = [(str(root / name), prepare(root / name, keys)) for name, keys in variants.items()]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(jobs)],
+        [sys.executable, "-c", PROGRAM, port, json.dumps(jobs)],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
@@ -78,6 +91,40 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert process.returncode == 0, process.stderr[-3000:]
     return root
+
+
+def test_two_ranks_learn_what_one_learns(tuned: Path) -> None:
+    """Of rankings that they share unevenly, in rows of which one rank has fewer."""
+    folder, environment = tuned / "two-ranks", dict(os.environ)
+    config = prepare(folder, {**THREE_STEPS, "tuning": THREE_STEPS["tuning"] | {"world_size": 2}})
+    texts, ratings = planted(200, seed=0)
+    said: list[str] = []
+    figures = tune_on_ranks(
+        folder, list(texts), torch.from_numpy(ratings), RewardModelConfig(**config), report=said.append
+    )
+    assert os.environ == environment
+    assert said == [
+        f"backbone: 3 steps on 2 ranks, loss {figures['tuning_loss_first']:.3f} -> "
+        f"{figures['tuning_loss_last']:.3f}"
+    ]
+    alone = json.loads((tuned / "one-rank" / "figures.json").read_text(encoding="utf-8"))
+    assert figures == pytest.approx(alone, rel=1e-5)
+    prepare(tuned / "untrained", THREE_STEPS)
+    before, one, two = (
+        load_file(tuned / name / "model.safetensors") for name in ("untrained", "one-rank", "two-ranks")
+    )
+    moved = 0
+    for name, weight in one.items():
+        assert (two[name] - weight).abs().max() < 1e-4, name
+        moved += bool((weight - before[name]).abs().max() > 1e-2)
+    assert moved == 2 * 7 + 1, "every linear layer of both, and the head, by far more than that"
+
+
+def test_a_rank_that_fails_says_why(tmp_path: Path) -> None:
+    config = prepare(tmp_path, {"tuning": {"world_size": 2}})
+    texts, _ = planted(10, seed=0)
+    with pytest.raises(UserError, match="min_rating_difference"):
+        tune_on_ranks(tmp_path, list(texts), torch.zeros(10), RewardModelConfig(**config), report=print)
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ prompts_per_step = 3
 """
 
 
-ALGORITHMS = '"rloo", "grpo", "reinforce++", "ppo", "sft", "dpo", "rpo", "rebel"'
+ALGORITHMS = '"rloo", "grpo", "reinforce++", "a2c", "ppo", "sft", "dpo", "rpo", "rebel"'
 
 
 @pytest.fixture
@@ -261,6 +261,19 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
         ),
         (["reference.adapters_off=true"], "reference.adapters_off = true: a learner without adapters"),
         (
+            ["reward_model.tuning.rankings_per_step=4", "reward_model.tuning.world_size=5"],
+            "reward_model.tuning.world_size = 5: the 4 rankings of a step cannot be shared by more ranks",
+        ),
+        (["weight_push.form=adapters"], 'weight_push.form = "adapters": a learner without adapters has only'),
+        (
+            ["weight_push.form=adapters", "learner.lora.rank=513"],
+            "learner.lora.rank = 513: the engines take adapters of rank 512 at most",
+        ),
+        (
+            [MODEL_REWARD, "algorithm.kind=a2c", "trainer.max_lag=1"],
+            "trainer.max_lag = 1: a2c takes no ratio",
+        ),
+        (
             ["rollout.temperature=0"],
             "rollout.temperature = 0.0: greedy completions are certain and all the same",
         ),
@@ -333,6 +346,15 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             "datasets.0.split_seed = 1: with another seed than the prompts', held-out snippets would be learned",
         ),
         (["algorithm.kind=ppo"], 'algorithm.kind = "ppo": the value model of ppo starts from a reward model'),
+        (["algorithm.kind=a2c"], 'algorithm.kind = "a2c": the value model of a2c starts from a reward model'),
+        (
+            [MODEL_REWARD, "algorithm.kind=a2c", "algorithm.num_epochs=2"],
+            "algorithm.num_epochs = 2: must be one of 1; set 1, the default",
+        ),
+        (
+            [MODEL_REWARD, "algorithm.kind=a2c", "algorithm.clip_range_low=0.1"],
+            'algorithm.clip_range_low = 0.1: unknown key; set algorithm.kind = "ppo", which knows it',
+        ),
     ],
 )
 def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str], complaint: str) -> None:
@@ -372,6 +394,9 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
         [MODEL_REWARD, "algorithm.kind=ppo", PRETRAINING],
         ['datasets=[{kind = "run", path = "/run"}]', "algorithm.kind=dpo"],
         ["reference.adapters_off=true", "learner.lora.rank=4"],
+        ["weight_push.form=adapters", "learner.lora.rank=512"],
+        ["learner.lora.rank=513"],
+        [MODEL_REWARD, "algorithm.kind=a2c", "rollout.group_size=1"],
         ["kl.kl_target=6.0"],
         ["kl.controller=adaptive", "kl.kl_target=6.0"],
         ["kl.controller=budget", "kl.kl_target=6.0"],

@@ -55,6 +55,15 @@ def test_a_row_is_as_long_as_the_budget_or_all_there_is(
     assert Demands(seven(tmp_path, *overrides)).row_tokens == tokens
 
 
+def test_a_push_is_the_policy_or_its_adapters(tmp_path: Path) -> None:
+    adapters = ["learner.lora.rank=16"]
+    assert Demands(seven(tmp_path, *adapters)).push_bytes == 2 * 7_615_616_512
+    # 28 layers; 3584 hidden, 3584 query, 512 kv, 18944 inner
+    layer = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
+    demands = Demands(seven(tmp_path, *adapters, "weight_push.form=adapters"))
+    assert demands.push_bytes == 2 * 16 * 28 * layer
+
+
 def test_a_checkpoint_holds_weights_and_what_the_optimizer_needs(tmp_path: Path) -> None:
     assert Demands(seven(tmp_path)).checkpoint_bytes == (2 + 12) * 7_615_616_512
     small = load_recipe(write_small(tmp_path))
