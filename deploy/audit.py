@@ -161,8 +161,8 @@ def licence_of(installed: metadata.Distribution) -> str:
     said = installed.metadata
     classifiers = [line for line in said.get_all("Classifier") or [] if line.startswith("License ::")]
     named = "; ".join(line.split(" :: ")[-1] for line in classifiers)
-    text = (said.get("License") or "").strip()
-    return said.get("License-Expression") or named or (text.splitlines()[0] if text else "")
+    expression, text = (said.get(key, "") for key in ("License-Expression", "License"))
+    return expression or named or text.strip().partition("\n")[0]
 
 
 def check_advisories(packages: Iterable[Package], address: str, report: Report) -> None:

@@ -79,7 +79,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
     server = ThreadingHTTPServer(
         ("127.0.0.1", 0),
-        lambda *args: Index(*args, directory=str(tmp_path)),  # type: ignore[arg-type]
+        lambda *args: Index(*args, directory=str(tmp_path)),
     )
     for address in serve(server):
         monkeypatch.setenv("UV_DEFAULT_INDEX", f"{address}/simple")
@@ -193,8 +193,8 @@ def test_vendored_javascript_that_was_changed_is_found(tmp_path: Path) -> None:
     report = Report()
     check_vendored(tmp_path, report)
     assert report.problems == []
-    with (tmp_path / "tests/browser/vendor/axe-core/axe.min.js").open("a") as file:
-        file.write(";")
+    with (tmp_path / "tests/browser/vendor/axe-core/axe.min.js").open("a") as script:
+        script.write(";")
     check_vendored(tmp_path, report)
     assert report.problems == ["tests/browser/vendor/axe-core/axe.min.js is not that of axe-core 4.14.1"]
 
