@@ -14,6 +14,10 @@ ENGINE_EVENTS = Panel(
 )
 MEMORY = Panel("Memory", "workers", "Of every process. Steady after the first steps.")
 CPU = Panel("CPU", "workers", "Cores in use by every process.")
+GPU_MEMORY = Panel(
+    "GPU memory", "workers", "Full is well for an engine; for the learner, the next step may fail."
+)
+GPU = Panel("GPU", "workers", "Near 0 for long: it waits for the others.")
 FAULTS = Panel("Restarts and retries", "reliability", "What died and what was done again.", in_overview=True)
 DROPS = Panel("Dropped and refused", "reliability", "What was sampled and not trained on, by reason.")
 CHECKPOINTS = Panel("Checkpoints", "reliability", "What a crash would cost: the time since the last one.")
@@ -33,6 +37,7 @@ WORKER_METRICS = (
         panel=ENGINE_REQUESTS,
         owner="rollout",
         labels=("worker",),
+        record="engine_running_{worker}",
     ),
     Metric(
         name="leash_engine_waiting",
@@ -41,6 +46,7 @@ WORKER_METRICS = (
         panel=ENGINE_REQUESTS,
         owner="rollout",
         labels=("worker",),
+        record="engine_waiting_{worker}",
     ),
     Metric(
         name="leash_engine_kv_cache_fraction",
@@ -50,6 +56,7 @@ WORKER_METRICS = (
         panel=ENGINE_CACHE,
         owner="rollout",
         labels=("worker",),
+        record="kv_cache_{worker}_fraction",
     ),
     Metric(
         name="leash_engine_kv_cache_max_fraction",
@@ -59,6 +66,7 @@ WORKER_METRICS = (
         panel=ENGINE_CACHE,
         owner="rollout",
         labels=("worker",),
+        record="kv_cache_max_{worker}_fraction",
         healthy=Healthy(
             None, 0.98, "the cache is full: fewer max_concurrent_sequences, or more memory for it"
         ),
@@ -70,6 +78,7 @@ WORKER_METRICS = (
         panel=ENGINE_EVENTS,
         owner="rollout",
         labels=("worker",),
+        record="preemptions_{worker}",
     ),
     Metric(
         name="leash_engine_prefix_queries_total",
@@ -79,6 +88,7 @@ WORKER_METRICS = (
         panel=ENGINE_EVENTS,
         owner="rollout",
         labels=("worker",),
+        record="prefix_queries_{worker}_tokens",
     ),
     Metric(
         name="leash_engine_prefix_hits_total",
@@ -88,6 +98,7 @@ WORKER_METRICS = (
         panel=ENGINE_EVENTS,
         owner="rollout",
         labels=("worker",),
+        record="prefix_hits_{worker}_tokens",
     ),
     Metric(
         name="leash_worker_memory_bytes",
@@ -107,6 +118,27 @@ WORKER_METRICS = (
         panel=CPU,
         owner="every worker",
         labels=("worker",),
+        record="cpu_{worker}_s",
+    ),
+    Metric(
+        name="leash_worker_gpu_memory_bytes",
+        kind="gauge",
+        unit="bytes",
+        help="Memory in use on the GPUs that a process may use, whoever uses it, by worker",
+        panel=GPU_MEMORY,
+        owner="every worker",
+        labels=("worker",),
+        record="gpu_memory_{worker}_bytes",
+    ),
+    Metric(
+        name="leash_worker_gpu_busy_fraction",
+        kind="gauge",
+        unit="ratio",
+        help="Share of the last moment in which its GPUs computed, by worker",
+        panel=GPU,
+        owner="every worker",
+        labels=("worker",),
+        record="gpu_busy_{worker}_fraction",
     ),
     Metric(
         name="leash_worker_restarts_total",
@@ -114,6 +146,7 @@ WORKER_METRICS = (
         help="Workers that died and were replaced, by kind",
         panel=FAULTS,
         labels=("kind",),
+        record="restarts_{kind}",
     ),
     Metric(
         name="leash_retries_total",
@@ -121,6 +154,7 @@ WORKER_METRICS = (
         help="Work that was given to another worker because one was lost on it, by kind",
         panel=FAULTS,
         labels=("kind",),
+        record="retries_{kind}",
     ),
     Metric(
         name="leash_groups_discarded_total",
@@ -148,6 +182,15 @@ WORKER_METRICS = (
         unit="bytes",
         help="Size of the last checkpoint",
         panel=CHECKPOINTS,
+        record="checkpoint_bytes",
+    ),
+    Metric(
+        name="leash_checkpoint_age_seconds",
+        kind="gauge",
+        unit="seconds",
+        help="From the last checkpoint to the last step",
+        panel=CHECKPOINTS,
+        record="checkpoint_age_s",
     ),
     Metric(
         name="leash_checkpoint_timestamp_seconds",
