@@ -9,11 +9,10 @@ ENGINE_REQUESTS = Panel("Requests in the engines", "workers", "Waiting requests:
 ENGINE_CACHE = Panel(
     "KV cache of the engines", "workers", "Near 1, requests are preempted: give it more memory."
 )
-ENGINE_EVENTS = Panel(
-    "Prefix hits and preemptions", "workers", "Hits are saved work, preemptions are lost work."
-)
+PREFIX_CACHE = Panel("Prefix cache of the engines", "workers", "Prompt tokens found in it are saved work.")
+PREEMPTIONS = Panel("Preemptions", "workers", "Lost work: the KV cache was full.")
 MEMORY = Panel("Memory", "workers", "Of every process. Steady after the first steps.")
-CPU = Panel("CPU", "workers", "Cores in use by every process.")
+CPU = Panel("CPU", "workers", "Of every process: cores in use, and on the live page seconds of a step.")
 GPU_MEMORY = Panel(
     "GPU memory", "workers", "Full is well for an engine; for the learner, the next step may fail."
 )
@@ -75,7 +74,7 @@ WORKER_METRICS = (
         name="leash_engine_preemptions_total",
         kind="counter",
         help="Sequences that had to give way and are computed again, by worker",
-        panel=ENGINE_EVENTS,
+        panel=PREEMPTIONS,
         owner="rollout",
         labels=("worker",),
         record="preemptions_{worker}",
@@ -85,7 +84,7 @@ WORKER_METRICS = (
         kind="counter",
         unit="tokens",
         help="Prompt tokens looked up in the prefix cache, by worker",
-        panel=ENGINE_EVENTS,
+        panel=PREFIX_CACHE,
         owner="rollout",
         labels=("worker",),
         record="prefix_queries_{worker}_tokens",
@@ -95,7 +94,7 @@ WORKER_METRICS = (
         kind="counter",
         unit="tokens",
         help="Prompt tokens found there, by worker",
-        panel=ENGINE_EVENTS,
+        panel=PREFIX_CACHE,
         owner="rollout",
         labels=("worker",),
         record="prefix_hits_{worker}_tokens",

@@ -79,7 +79,7 @@ def test_every_worker_has_a_line_in_the_charts_of_what_workers_say(
         ("CPU", "worker cpu", ("0.4 s", "0.8 s")),
         ("Requests in the engines", "engine waiting", ("0.4", "0.8")),
         ("KV cache of the engines", "engine kv cache fraction", ("0.4", "0.8")),
-        ("Prefix hits and preemptions", "engine prefix hits", ("0.4 tokens", "0.8 tokens")),
+        ("Prefix cache of the engines", "engine prefix hits", ("0.4 tokens", "0.8 tokens")),
     ):
         for worker, figure in zip(("rollout-0", "rollout-1"), figures, strict=True):
             expect(card(page, title).get_by_role("row", name=f"{words} {worker}")).to_contain_text(figure)

@@ -38,7 +38,7 @@ from learner.algorithm_config import (
     SFTConfig,
 )
 from learner.config import KLConfig, LearnerConfig
-from learner.engine import ZeroEngine, join_group, leave_group
+from learner.engine import ZeroEngine, join_group, leave_group, sharded_loading
 from learner.learner import Learner
 from learner.lora import add_adapter
 from learner.pretraining import Pretraining
@@ -110,10 +110,11 @@ class Rank:
         )
         value_model = None
         if isinstance(algorithm, PPOConfig):
-            value_model = ZeroEngine(
-                load_scalar_model(self.folder / "value", "float32"), config, dtype="float32"
-            )
-        policy = load_policy(self.folder / "policy", "float32")
+            with sharded_loading(config, dtype="float32"):
+                value_module = load_scalar_model(self.folder / "value", "float32")
+            value_model = ZeroEngine(value_module, config, dtype="float32")
+        with sharded_loading(config, dtype="float32"):
+            policy = load_policy(self.folder / "policy", "float32")
         if config.lora is not None:
             torch.manual_seed(0)
             add_adapter(policy, config.lora, dropout=config.dropout)
