@@ -158,11 +158,10 @@ def check_licences(report: Report) -> None:
 
 def licence_of(installed: metadata.Distribution) -> str:
     """The expression, the classifiers, or the first line of the free text; empty if it has none."""
-    said = installed.metadata
-    classifiers = [line for line in said.get_all("Classifier") or [] if line.startswith("License ::")]
+    said = installed.metadata.json
+    classifiers = [line for line in said.get("classifier", []) if line.startswith("License ::")]
     named = "; ".join(line.split(" :: ")[-1] for line in classifiers)
-    expression, text = (said.get(key, "") for key in ("License-Expression", "License"))
-    return expression or named or text.strip().partition("\n")[0]
+    return str(said.get("license_expression") or named or said.get("license", "")).strip().partition("\n")[0]
 
 
 def check_advisories(packages: Iterable[Package], address: str, report: Report) -> None:
