@@ -59,7 +59,7 @@ def test_every_worker_has_a_line_in_the_charts_of_what_workers_say(
         run.step(
             step,
             **{
-                f"{key}_{worker}{unit}": value * step
+                f"{key}_{worker}{unit}": value * step * (1e9 if unit == "_bytes" else 1)
                 for worker, value in (("rollout-0", 0.1), ("rollout-1", 0.2))
                 for key, unit in (
                     ("memory", "_bytes"),
@@ -75,10 +75,10 @@ def test_every_worker_has_a_line_in_the_charts_of_what_workers_say(
         )
     page.goto(serve(run.folder) + "#/charts")
     for title, words, figures in (
-        ("Memory", "worker memory bytes", ("0.4 B", "0.8 B")),
+        ("Memory", "worker memory bytes", ("400 MB", "800 MB")),
         ("CPU", "worker cpu", ("0.4 s", "0.8 s")),
         ("Requests in the engines", "engine waiting", ("0.4", "0.8")),
-        ("KV cache of the engines", "engine kv cache fraction", ("0.4", "0.8")),
+        ("KV cache of the engines", "engine kv cache fraction", ("40 %", "80 %")),
         ("Prefix cache of the engines", "engine prefix hits", ("0.4 tokens", "0.8 tokens")),
     ):
         for worker, figure in zip(("rollout-0", "rollout-1"), figures, strict=True):
