@@ -252,6 +252,9 @@ class RewardFunctionReward(Section):
     """Name of this source in metrics and samples."""
     function: str = Field(pattern=r"^[\w.]+:\w+$")
     """The function, as `module:name`. It is trusted code."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Memory that the function may take in each process, its module included; left out: all there is. Beyond it
+    the function gets a MemoryError, which `faults.on_reward_error` decides about, and its process is replaced."""
     weight: float = 1.0
     """Weight in the score. 0 records the reward without training on it."""
     replicas: int = Field(default=1, ge=1)

@@ -2,11 +2,13 @@
 
 import importlib
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from actors.config import RewardConfig, RewardFunctionReward, RewardModelReward, RewardServerReward
+from actors.memory_limit import MemoryLimit, is_out_of_memory
 from actors.reward_service.client import HttpReward
 from core.config import ModelConfig
 from core.errors import RewardError, UserError
@@ -36,7 +38,7 @@ def load_reward(config: RewardConfig, path: Path | None, model_path: Path, model
             device = "cuda" if config.resources.num_gpus else "cpu"
             return RewardModel(path, model_path, model, device=device)
         case RewardFunctionReward():
-            return FunctionReward(config.function)
+            return FunctionReward(config.function, memory_gib=config.memory_gib)
         case RewardServerReward():
             return HttpReward(config)
 
@@ -44,9 +46,13 @@ def load_reward(config: RewardConfig, path: Path | None, model_path: Path, model
 class FunctionReward:
     """A user's Python function. What it returns is checked: a failure never becomes a zero."""
 
-    def __init__(self, reference: str) -> None:
+    def __init__(self, reference: str, *, memory_gib: float | None = None) -> None:
         self._name = reference
-        self._function = load_function(reference)
+        self._limit = MemoryLimit(memory_gib)
+        self.exhausted = False
+        """It reached its memory limit, and may still hold what filled it: its process is to be replaced."""
+        with self._limit:
+            self._function = load_function(reference)
 
     def score(self, completions: Sequence[Completion]) -> list[float]:
         """Call the function once for the batch. Raises `RewardError` naming it for anything but floats."""
@@ -55,12 +61,20 @@ class FunctionReward:
             name: [completion.prompt.columns[name] for completion in completions] for name in sorted(shared)
         }
         try:
-            scores = self._function(
-                [completion.prompt.text for completion in completions],
-                [completion.text for completion in completions],
-                **columns,
-            )
+            with self._limit:
+                scores = self._function(
+                    [completion.prompt.text for completion in completions],
+                    [completion.text for completion in completions],
+                    **columns,
+                )
         except Exception as error:
+            if self._limit.gib is not None and is_out_of_memory(error):
+                self.exhausted = True
+                traceback.clear_frames(error.__traceback__)  # they hold what it has allocated
+                raise RewardError(
+                    f"reward function {self._name} reached its limit of {self._limit.gib:g} GiB of memory: "
+                    "raise memory_gib in its [[rewards]] table, or let it keep less"
+                ) from error
             raise RewardError(
                 f"reward function {self._name} raised {type(error).__name__}: {error}"
             ) from error
@@ -94,8 +108,8 @@ def load_function(reference: str) -> RewardFunction:
         function = getattr(importlib.import_module(module_name), name)
     except Exception as error:  # importing runs the user's code, which may raise anything
         raise UserError(
-            f"rewards: function {reference!r} cannot be loaded ({error}). Give `module:name` of a function "
-            "that Python can import from the folder where `leash` runs."
+            f"rewards: function {reference!r} cannot be loaded ({str(error) or type(error).__name__}). Give "
+            "`module:name` of a function that Python can import from the folder where `leash` runs."
         ) from error
     if not callable(function):
         raise UserError(f"rewards: {reference!r} is a {type(function).__name__}, not a function")

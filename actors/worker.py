@@ -82,7 +82,7 @@ class RolloutWorker:
 FUNCTION_BATCH_TOKENS = 2**20
 """A Python function takes all that waits."""
 LAST_WORDS_S = 2.0
-"""For those who wait to hear why the engine broke, before its process ends."""
+"""For those who wait to hear why, before a process ends."""
 
 
 class ScorerWorker:
@@ -107,19 +107,23 @@ class ScorerWorker:
             from actors.reference import ReferenceScorer
 
             device = "cuda" if config.resources.num_gpus else "cpu"
-            scorer: Any = ReferenceScorer(
+            self._scorer: Any = ReferenceScorer(
                 setup.model_path, setup.model, decoding=decoding_of(setup.rollout), device=device
             )
         else:
             # Users' functions, which the driver does not load.
             from actors.rewards import load_reward
 
-            scorer = load_reward(config, self._path, setup.model_path, setup.model)
+            self._scorer = load_reward(config, self._path, setup.model_path, setup.model)
         budget = getattr(config, "token_budget", FUNCTION_BATCH_TOKENS)
-        self._batcher = DynamicBatcher(scorer.score, cost=lambda c: len(c.token_ids_T), budget=budget)
+        self._batcher = DynamicBatcher(self._scorer.score, cost=lambda c: len(c.token_ids_T), budget=budget)
 
     async def score(self, completion: Completion | Demonstration) -> Any:
-        return await self._batcher.submit(completion)
+        try:
+            return await self._batcher.submit(completion)
+        finally:
+            if getattr(self._scorer, "exhausted", False):
+                _end_process()
 
     async def ping(self) -> WorkerReport:
         """Returns at once: the process lives."""
@@ -135,5 +139,6 @@ class ScorerWorker:
 
 
 def _end_process() -> None:
-    """A worker whose engine broke is of no use to anybody: Ray and the driver notice when its process ends."""
+    """A worker whose engine broke, or whose reward function filled its memory, is of no use to anybody: Ray and the
+    driver notice when its process ends."""
     threading.Timer(LAST_WORDS_S, os._exit, [1]).start()

@@ -1,8 +1,12 @@
 """What a worker says of itself with every sign of life."""
 
+import importlib
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 import psutil
 
@@ -28,12 +32,33 @@ def own_report(
     totals: Mapping[str, float] | None = None,
     engine_series: str = "",
 ) -> WorkerReport:
-    """Memory and CPU time of this process, and what else it measures.
+    """Memory and CPU time of this process, its GPUs if it has any, and what else it measures.
 
     Memory that it shares with others counts in equal parts (PSS).
     """
     memory = {"leash_worker_memory_bytes": float(psutil.Process().memory_full_info().pss)}
     cpu = {"leash_worker_cpu_seconds_total": time.process_time()}
     return WorkerReport(
-        gauges=memory | dict(gauges or {}), totals=cpu | dict(totals or {}), engine_series=engine_series
+        gauges=memory | gpu_figures() | dict(gauges or {}),
+        totals=cpu | dict(totals or {}),
+        engine_series=engine_series,
     )
+
+
+def gpu_figures() -> dict[str, float]:
+    """Of the GPUs that this process may use, as their driver tells; nothing where there is none or it is silent."""
+    torch: Any = sys.modules.get("torch")  # who computes on a GPU has imported it, and others do without
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    gpus = range(torch.cuda.device_count())
+    try:
+        nvml: Any = importlib.import_module("pynvml")  # comes with what is built for GPUs
+    except ModuleNotFoundError:
+        return {}
+    try:
+        return {
+            "leash_worker_gpu_memory_bytes": float(sum(map(torch.cuda.device_memory_used, gpus))),
+            "leash_worker_gpu_busy_fraction": fmean(map(torch.cuda.utilization, gpus)) / 100,
+        }
+    except (nvml.NVMLError, RuntimeError):  # a part of a GPU, or a virtual one, does not say
+        return {}

@@ -5,7 +5,7 @@ Import this only in a process whose environment names its rank (see `join_group`
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,8 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import nn
+from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from core.errors import NonFiniteError, UserError, WorkerError
 from learner.checkpoint_files import CheckpointFiles, read_tensors
@@ -99,6 +101,27 @@ def raise_together(failure: str | None, error: type[Exception]) -> None:
             ranks_of.setdefault(told, []).append(str(rank))
     if ranks_of:
         raise error("; ".join(f"learner rank {', '.join(ranks)}: {told}" for told, ranks in ranks_of.items()))
+
+
+@contextmanager
+def sharded_loading(config: LearnerConfig, *, dtype: str) -> Iterator[None]:
+    """Within it, under ZeRO-3, what transformers loads is split over the ranks module by module, so that no rank
+    ever holds the whole model. All ranks must load the same. Raises `UserError` on all ranks if one of them did:
+    rank 0 alone reads the weights."""
+    if config.zero_stage != 3:
+        yield
+        return
+    # transformers looks for it for as long as it lives.
+    sharding = HfDeepSpeedConfig(_deepspeed_config(config, getattr(torch, dtype), clips_itself=False))
+    failure = None
+    try:
+        yield
+    except UserError as error:
+        failure = str(error)
+    finally:
+        unset_hf_deepspeed_config()
+        del sharding
+    raise_together(failure, UserError)
 
 
 class _DeepSpeedFiles(CheckpointFiles, CheckpointEngine):  # type: ignore[misc]  # DeepSpeed has no types

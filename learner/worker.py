@@ -89,7 +89,7 @@ class LearnerWorker:
         import torch
 
         from core.models import check_same_tokenizer, load_policy, load_scalar_model
-        from learner.engine import join_group
+        from learner.engine import join_group, sharded_loading
         from learner.learner import Learner
         from learner.weight_push import WeightPush
 
@@ -99,12 +99,16 @@ class LearnerWorker:
             rank=self._rank, world_size=world_size, address=address, port=port, deadline_s=collective_s
         )
         dtype = setup.model.dtype
-        policy = self._engine(load_policy(setup.model_path, dtype), setup)
+        with sharded_loading(setup.config, dtype=dtype):
+            module = load_policy(setup.model_path, dtype)
+        policy = self._engine(module, setup)
         value_model = None
         if isinstance(setup.algorithm, ActorCriticConfig):
             assert setup.value_model_path is not None
             check_same_tokenizer(setup.model_path, setup.value_model_path)
-            value_model = self._engine(load_scalar_model(setup.value_model_path, dtype), setup)
+            with sharded_loading(setup.config, dtype=dtype):
+                value_module = load_scalar_model(setup.value_model_path, dtype)
+            value_model = self._engine(value_module, setup)
         self._setup = setup
         self._learner = Learner(
             rank=self._rank,

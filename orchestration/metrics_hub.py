@@ -82,7 +82,8 @@ class MetricsHub:
     def publish(self, record: Mapping[str, Any]) -> None:
         """Every gauge that a step's record gives a value to."""
         for metric, labels, value in series_of(record, METRICS):
-            self.set(metric.name, value, **labels)
+            if metric.kind == "gauge":  # who counts adds to the counters
+                self.set(metric.name, value, **labels)
 
     def worker(self, worker: str, report: WorkerReport) -> None:
         """What a worker says of itself."""

@@ -20,6 +20,7 @@ from orchestration.run_folder import append_line
 from orchestration.step_record import rollout_figures, timing_figures
 from orchestration.terminal import TerminalView
 from orchestration.trackers.sink import TrackerSink
+from orchestration.worker_figures import WorkerFigures
 
 NUM_EVENTS = 40
 """That a status tells of."""
@@ -38,7 +39,9 @@ class RunLog:
         self.alarms: list[Alarm] = []
         """Raised, and not yet acted on."""
         self._started = time.perf_counter()
-        self._memory: dict[str, float] = {}
+        self._figures = WorkerFigures()
+        self._checkpoint: tuple[float, int] | None = None
+        """When the newest was committed, in seconds since 1970, and its bytes."""
         self._lengths = [0, 0]
         """Completions trained on, and their tokens."""
         self.peak_memory: dict[str, int] = {}
@@ -87,9 +90,11 @@ class RunLog:
         self.event("worker", f"{worker} {event}")
         if event.startswith(("died", "left", "given up")):
             self._hub.forget(worker)
-            self._memory.pop(worker, None)
+            self._figures.forget(worker)
         if event.startswith("died"):
-            self._hub.add("leash_worker_restarts_total", 1, kind=worker.rpartition("-")[0] or worker)
+            kind = worker.rpartition("-")[0] or worker
+            self._hub.add("leash_worker_restarts_total", 1, kind=kind)
+            self._figures.add("leash_worker_restarts_total", kind, 1)
         self._publish_states()
 
     def discard(self, number: int, num_rollouts: int, reason: str) -> None:
@@ -102,7 +107,7 @@ class RunLog:
         """A worker says how it is."""
         self._hub.worker(worker, report)
         self._publish_states()
-        self._memory[worker] = report.gauges["leash_worker_memory_bytes"]
+        self._figures.report(worker, report)
         self.peak_memory[worker] = max(report.memory_bytes, self.peak_memory.get(worker, 0))
 
     def all_reported(self, reports: Mapping[str, WorkerReport]) -> None:
@@ -121,12 +126,15 @@ class RunLog:
     def retries(self, kind: str, total: int) -> None:
         """Times so far that work was given to another worker of a kind."""
         self._hub.follow("leash_retries_total", total, kind=kind)
+        self._figures.follow("leash_retries_total", kind, total)
 
     def checkpoint(self, folder: Path) -> None:
         """This is the newest: what a crash would lead back to."""
-        sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
-        self._hub.set("leash_checkpoint_bytes", sum(sizes))
-        self._hub.set("leash_checkpoint_timestamp_seconds", folder.stat().st_mtime)
+        num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        committed_s = folder.stat().st_mtime
+        self._checkpoint = committed_s, num_bytes
+        self._hub.set("leash_checkpoint_bytes", num_bytes)
+        self._hub.set("leash_checkpoint_timestamp_seconds", committed_s)
 
     async def step(
         self,
@@ -140,7 +148,7 @@ class RunLog:
         record["seconds_since_start"] = time.perf_counter() - self._started
         record |= rollout_figures(groups, version) | learning | timing_figures(groups, timing)
         record |= self._length_ratio(groups, timing)
-        record |= {f"memory_{worker}_bytes": size for worker, size in self._memory.items()}
+        record |= self._system_figures()
         rows = [row for group in groups for row in rows_of(group)]
         self._write_samples(rows, version)
         self.records.append(record)  # what happens from here on happens at this step
@@ -150,6 +158,16 @@ class RunLog:
         self._count(record, groups)
         self._trackers.step(record, rows)
         self._view.step(record)
+
+    def _system_figures(self) -> dict[str, float]:
+        """What the workers said since the last step, and what a crash would cost now."""
+        for kind in self.fleets:
+            self._figures.add("leash_worker_restarts_total", kind, 0)
+        figures = self._figures.take()
+        if self._checkpoint is not None:
+            committed_s, num_bytes = self._checkpoint
+            figures |= {"checkpoint_age_s": time.time() - committed_s, "checkpoint_bytes": num_bytes}
+        return figures
 
     async def _audit(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """What the alarm has to say of a step's completions. In a thread: workers must be answered meanwhile."""

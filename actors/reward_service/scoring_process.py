@@ -79,7 +79,10 @@ class ScoringProcess:
         assert self._pipe is not None
         with contextlib.suppress(BrokenPipeError):  # it died just now: `_receive` says so
             self._pipe.send(list(completions))
-        outcomes: list[Outcome] = self._receive("scoring", self._deadline_s)
+        outcomes: list[Outcome]
+        outcomes, exhausted = self._receive("scoring", self._deadline_s)
+        if exhausted:
+            self._end()
         return outcomes
 
     def close(self) -> None:
@@ -126,7 +129,8 @@ def _serve(pipe: Connection, source: RewardSource) -> None:
     pipe.send(getattr(reward, "vocab_size", None))
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            pipe.send(outcomes_of(reward, pipe.recv()))
+            outcomes = outcomes_of(reward, pipe.recv())
+            pipe.send((outcomes, getattr(reward, "exhausted", False)))
 
 
 def _end_with_parent() -> None:

@@ -63,7 +63,8 @@ class Metric:
     buckets: tuple[float, ...] = ()
     """Upper bounds, of a histogram."""
     record: str | None = None
-    """The key in a step's record, with labels in braces, as in `reward_{source}`; None if it is not in there."""
+    """The key in a step's record, with labels in braces, as in `reward_{source}`; None if it is not in there.
+    Of a counter the record has the growth since the step before."""
     values: tuple[str, ...] = ()
     """The values of the label in `record`, where they are known beforehand."""
     healthy: Healthy | None = None

@@ -9,11 +9,14 @@ ENGINE_REQUESTS = Panel("Requests in the engines", "workers", "Waiting requests:
 ENGINE_CACHE = Panel(
     "KV cache of the engines", "workers", "Near 1, requests are preempted: give it more memory."
 )
-ENGINE_EVENTS = Panel(
-    "Prefix hits and preemptions", "workers", "Hits are saved work, preemptions are lost work."
-)
+PREFIX_CACHE = Panel("Prefix cache of the engines", "workers", "Prompt tokens found in it are saved work.")
+PREEMPTIONS = Panel("Preemptions", "workers", "Lost work: the KV cache was full.")
 MEMORY = Panel("Memory", "workers", "Of every process. Steady after the first steps.")
-CPU = Panel("CPU", "workers", "Cores in use by every process.")
+CPU = Panel("CPU", "workers", "Of every process: cores in use, and on the live page seconds of a step.")
+GPU_MEMORY = Panel(
+    "GPU memory", "workers", "Full is well for an engine; for the learner, the next step may fail."
+)
+GPU = Panel("GPU", "workers", "Near 0 for long: it waits for the others.")
 FAULTS = Panel("Restarts and retries", "reliability", "What died and what was done again.", in_overview=True)
 DROPS = Panel("Dropped and refused", "reliability", "What was sampled and not trained on, by reason.")
 CHECKPOINTS = Panel("Checkpoints", "reliability", "What a crash would cost: the time since the last one.")
@@ -33,6 +36,7 @@ WORKER_METRICS = (
         panel=ENGINE_REQUESTS,
         owner="rollout",
         labels=("worker",),
+        record="engine_running_{worker}",
     ),
     Metric(
         name="leash_engine_waiting",
@@ -41,6 +45,7 @@ WORKER_METRICS = (
         panel=ENGINE_REQUESTS,
         owner="rollout",
         labels=("worker",),
+        record="engine_waiting_{worker}",
     ),
     Metric(
         name="leash_engine_kv_cache_fraction",
@@ -50,6 +55,7 @@ WORKER_METRICS = (
         panel=ENGINE_CACHE,
         owner="rollout",
         labels=("worker",),
+        record="kv_cache_{worker}_fraction",
     ),
     Metric(
         name="leash_engine_kv_cache_max_fraction",
@@ -59,6 +65,7 @@ WORKER_METRICS = (
         panel=ENGINE_CACHE,
         owner="rollout",
         labels=("worker",),
+        record="kv_cache_max_{worker}_fraction",
         healthy=Healthy(
             None, 0.98, "the cache is full: fewer max_concurrent_sequences, or more memory for it"
         ),
@@ -67,27 +74,30 @@ WORKER_METRICS = (
         name="leash_engine_preemptions_total",
         kind="counter",
         help="Sequences that had to give way and are computed again, by worker",
-        panel=ENGINE_EVENTS,
+        panel=PREEMPTIONS,
         owner="rollout",
         labels=("worker",),
+        record="preemptions_{worker}",
     ),
     Metric(
         name="leash_engine_prefix_queries_total",
         kind="counter",
         unit="tokens",
         help="Prompt tokens looked up in the prefix cache, by worker",
-        panel=ENGINE_EVENTS,
+        panel=PREFIX_CACHE,
         owner="rollout",
         labels=("worker",),
+        record="prefix_queries_{worker}_tokens",
     ),
     Metric(
         name="leash_engine_prefix_hits_total",
         kind="counter",
         unit="tokens",
         help="Prompt tokens found there, by worker",
-        panel=ENGINE_EVENTS,
+        panel=PREFIX_CACHE,
         owner="rollout",
         labels=("worker",),
+        record="prefix_hits_{worker}_tokens",
     ),
     Metric(
         name="leash_worker_memory_bytes",
@@ -107,6 +117,27 @@ WORKER_METRICS = (
         panel=CPU,
         owner="every worker",
         labels=("worker",),
+        record="cpu_{worker}_s",
+    ),
+    Metric(
+        name="leash_worker_gpu_memory_bytes",
+        kind="gauge",
+        unit="bytes",
+        help="Memory in use on the GPUs that a process may use, whoever uses it, by worker",
+        panel=GPU_MEMORY,
+        owner="every worker",
+        labels=("worker",),
+        record="gpu_memory_{worker}_bytes",
+    ),
+    Metric(
+        name="leash_worker_gpu_busy_fraction",
+        kind="gauge",
+        unit="ratio",
+        help="Share of the last moment in which its GPUs computed, by worker",
+        panel=GPU,
+        owner="every worker",
+        labels=("worker",),
+        record="gpu_busy_{worker}_fraction",
     ),
     Metric(
         name="leash_worker_restarts_total",
@@ -114,6 +145,7 @@ WORKER_METRICS = (
         help="Workers that died and were replaced, by kind",
         panel=FAULTS,
         labels=("kind",),
+        record="restarts_{kind}",
     ),
     Metric(
         name="leash_retries_total",
@@ -121,6 +153,7 @@ WORKER_METRICS = (
         help="Work that was given to another worker because one was lost on it, by kind",
         panel=FAULTS,
         labels=("kind",),
+        record="retries_{kind}",
     ),
     Metric(
         name="leash_groups_discarded_total",
@@ -148,6 +181,15 @@ WORKER_METRICS = (
         unit="bytes",
         help="Size of the last checkpoint",
         panel=CHECKPOINTS,
+        record="checkpoint_bytes",
+    ),
+    Metric(
+        name="leash_checkpoint_age_seconds",
+        kind="gauge",
+        unit="seconds",
+        help="From the last checkpoint to the last step",
+        panel=CHECKPOINTS,
+        record="checkpoint_age_s",
     ),
     Metric(
         name="leash_checkpoint_timestamp_seconds",

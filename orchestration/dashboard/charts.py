@@ -37,12 +37,12 @@ def _series(key: str, metric: Metric, labels: dict[str, str]) -> dict[str, Any]:
         "metric": metric.name,
         "label": " ".join([_words(metric), *labels.values()]),
         "unit": metric.unit,
-        "help": metric.help,
+        "help": metric.help + (", in each step" if metric.kind == "counter" else ""),
         "healthy": healthy and {"low": healthy.low, "high": healthy.high, "red_flag": healthy.red_flag},
     }
 
 
 def _words(metric: Metric) -> str:
-    """The metric's name as words; seconds stand at its figures."""
+    """The metric's name as words; seconds stand at its figures, and a record has the growth of a total."""
     words = metric.name.removeprefix("leash_").replace("_", " ")
-    return words.removesuffix(" seconds")
+    return words.removesuffix(" total").removesuffix(" seconds")

@@ -1,4 +1,4 @@
-"""Memory of one learner rank: what it holds all the time, and what start, backward pass and update add for a while.
+"""Memory of one learner rank: what it holds all the time, and what backward pass and update add for a while.
 
 Follows `learner/engine.py` and the DeepSpeed that it configures; docs/planning.md derives every term.
 
@@ -45,8 +45,6 @@ class States:
     gradients: int
     optimizer: int
     """Master weights, where there are some, and AdamW's means."""
-    loading: int
-    """While starting, on top of the weights."""
     buckets: int
     """During the backward pass."""
     update: int
@@ -82,7 +80,6 @@ def states(shape: ModelShape, config: LearnerConfig, dtype: str, *, on_gpu: bool
             weights=size * held,
             gradients=size * trained,
             optimizer=(ADAM_BYTES + (FLOAT32_BYTES if is_mixed else 0)) * trained,
-            loading=0,
             buckets=size * min(trained, BUCKET_PARAMETERS) if ranks > 1 else 0,
             update=FLOAT32_BYTES * trained if is_mixed else 0,
         )
@@ -94,8 +91,6 @@ def states(shape: ModelShape, config: LearnerConfig, dtype: str, *, on_gpu: bool
         weights=size * (held_sharded if stage == 3 else held),
         gradients=size * (trained if stage == 1 else sharded),
         optimizer=(ADAM_BYTES + FLOAT32_BYTES) * sharded,
-        # Each rank loads the whole model before ZeRO-3 shards it.
-        loading=size * (held - held_sharded) if stage == 3 else 0,
         buckets=size * (bucket + (min(held, GATHERED_PARAMETERS) if stage == 3 else 0)),
         update=(FLOAT32_BYTES + (size if is_mixed else 0)) * updated,
     )
@@ -129,7 +124,8 @@ def logit_bytes(network: Network, num_tokens: int) -> int:
 def learner_memory(
     networks: list[Network], config: LearnerConfig, model: ModelConfig, num_tokens: int, *, on_gpu: bool
 ) -> Iterator[tuple[str, int]]:
-    """(what, bytes) of one rank. Only the largest of start, backward pass and update counts: they take turns."""
+    """(what, bytes) of one rank. Only the larger of backward pass and update counts: they take turns. Loading takes
+    less: under ZeRO-3 weights are sharded as they are read, one module at a time."""
     dtype = model.dtype
     passing: dict[str, int] = {}
     for network in networks:
@@ -140,7 +136,5 @@ def learner_memory(
         rows = activation_bytes(network.shape, config, dtype, num_tokens) + logit_bytes(network, num_tokens)
         passing[f"{network.name} activations and logits"] = rows + held.buckets
         passing[f"{network.name} update"] = held.update
-        # Gradients come after the start; the room that they will take is free until then.
-        passing[f"{network.name} loading"] = max(0, held.loading - held.gradients)
     what = max(passing, key=lambda name: passing[name])
     yield what, passing[what]

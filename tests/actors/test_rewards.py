@@ -58,6 +58,50 @@ def test_texts_and_columns_are_handed_over_by_name(write_module: Callable[[str],
 
 
 @pytest.mark.parametrize(
+    "allocate",
+    [
+        "bytearray(2**24)",
+        "numpy.zeros(2**21)",
+        "torch.zeros(2**22)",
+        "mmap.mmap(-1, 2**24, mmap.MAP_PRIVATE)",
+    ],
+)
+def test_memory_without_end_is_an_error_that_names_the_limit(
+    write_module: Callable[[str], str], allocate: str
+) -> None:
+    module = write_module(
+        "import mmap, numpy, torch\n"
+        "def reward(prompts, completions, **columns):\n"
+        "    kept = []\n"
+        "    while len(kept) < 1000:\n"
+        f"        kept.append({allocate})\n"
+        "    return [0.0, 0.0]\n"
+    )
+    reward = FunctionReward(f"{module}:reward", memory_gib=0.25)
+    with pytest.raises(
+        RewardError, match=r"reward reached its limit of 0.25 GiB of memory: raise memory_gib"
+    ):
+        reward.score(two_completions())
+    assert reward.exhausted
+
+
+def test_the_limit_is_only_for_the_function(write_module: Callable[[str], str]) -> None:
+    module = write_module(
+        "def reward(prompts, completions, **columns):\n    return [float(len(bytearray(2**27)))] * 2\n"
+    )
+    reward = FunctionReward(f"{module}:reward", memory_gib=0.25)
+    assert len(bytearray(2**29)) == 2**29
+    assert reward.score(two_completions()) == [2.0**27, 2.0**27]
+    assert not reward.exhausted
+
+
+def test_a_module_that_needs_more_than_its_limit_does_not_load(write_module: Callable[[str], str]) -> None:
+    module = write_module("table = bytearray(2**29)\n")
+    with pytest.raises(UserError, match=r"cannot be loaded \(MemoryError\)"):
+        FunctionReward(f"{module}:reward", memory_gib=0.25)
+
+
+@pytest.mark.parametrize(
     ("body", "complaint"),
     [
         ("raise KeyError('lost')", "raised KeyError: 'lost'"),

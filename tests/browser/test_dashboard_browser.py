@@ -52,6 +52,47 @@ def test_charts_show_what_is_there_and_then_what_comes(page: Page, serve: Serve,
     expect(card(page, "Entropy").get_by_role("row", name="entropy sampled")).to_contain_text("2 nats")
 
 
+def test_every_worker_has_a_line_in_the_charts_of_what_workers_say(
+    page: Page, serve: Serve, run: MadeUpRun
+) -> None:
+    for step in (3, 4):
+        run.step(
+            step,
+            **{
+                f"{key}_{worker}{unit}": value * step * (1e9 if unit == "_bytes" else 1)
+                for worker, value in (("rollout-0", 0.1), ("rollout-1", 0.2))
+                for key, unit in (
+                    ("memory", "_bytes"),
+                    ("cpu", "_s"),
+                    ("engine_waiting", ""),
+                    ("kv_cache", "_fraction"),
+                    ("prefix_hits", "_tokens"),
+                )
+            },
+            checkpoint_age_s=60.0 * step,
+            checkpoint_bytes=2.0**30,
+            restarts_rollout=step - 3,
+        )
+    page.goto(serve(run.folder) + "#/charts")
+    for title, words, figures in (
+        ("Memory", "worker memory bytes", ("400 MB", "800 MB")),
+        ("CPU", "worker cpu", ("0.4 s", "0.8 s")),
+        ("Requests in the engines", "engine waiting", ("0.4", "0.8")),
+        ("KV cache of the engines", "engine kv cache fraction", ("40 %", "80 %")),
+        ("Prefix cache of the engines", "engine prefix hits", ("0.4 tokens", "0.8 tokens")),
+    ):
+        for worker, figure in zip(("rollout-0", "rollout-1"), figures, strict=True):
+            expect(card(page, title).get_by_role("row", name=f"{words} {worker}")).to_contain_text(figure)
+    expect(card(page, "Checkpoints").get_by_role("row", name="checkpoint age")).to_contain_text("4 min")
+    expect(
+        card(page, "Restarts and retries").get_by_role("row", name="worker restarts rollout")
+    ).to_contain_text("1")
+    expect(card(page, "GPU")).to_have_count(0)
+    card(page, "CPU").scroll_into_view_if_needed()
+    expect(card(page, "CPU").locator("canvas")).to_be_visible()
+    assert colours_on(card(page, "CPU")) > 100
+
+
 def test_a_half_written_line_is_waited_for(page: Page, serve: Serve, run: MadeUpRun) -> None:
     run.text("metrics.jsonl", '{"step": 3, "score')
     page.goto(serve(run.folder))

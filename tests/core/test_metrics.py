@@ -43,9 +43,9 @@ def test_histograms_and_nothing_else_have_buckets(metric: Metric) -> None:
     assert list(metric.buckets) == sorted(set(metric.buckets))
 
 
-def test_a_key_in_the_record_holds_all_labels_and_is_for_gauges(metric: Metric) -> None:
+def test_a_key_in_the_record_holds_all_labels_and_is_for_what_has_one_value(metric: Metric) -> None:
     if metric.record is not None:
-        assert metric.kind == "gauge"
+        assert metric.kind != "histogram"
         assert tuple(re.findall(r"{(\w+)}", metric.record)) == metric.labels
     assert not metric.values or (metric.record is not None and len(metric.labels) == 1)
     for value in metric.values:

@@ -40,7 +40,7 @@ from learner.algorithm_config import (
     SFTConfig,
 )
 from learner.config import KLConfig, LearnerConfig
-from learner.engine import ZeroEngine, join_group, leave_group
+from learner.engine import ZeroEngine, join_group, leave_group, sharded_loading
 from learner.learner import Learner
 from learner.lora import add_adapter
 from learner.pretraining import Pretraining
@@ -123,8 +123,11 @@ class Rank:
         )
         value_model = None
         if isinstance(algorithm, ActorCriticConfig):
-            value_model = ZeroEngine(load_scalar_model(self.folder / "value", dtype), config, dtype=dtype)
-        policy = load_policy(self.folder / "policy", dtype)
+            with sharded_loading(config, dtype=dtype):
+                value_module = load_scalar_model(self.folder / "value", dtype)
+            value_model = ZeroEngine(value_module, config, dtype=dtype)
+        with sharded_loading(config, dtype=dtype):
+            policy = load_policy(self.folder / "policy", dtype)
         if config.lora is not None:
             torch.manual_seed(0)
             add_adapter(policy, config.lora, dropout=config.dropout)

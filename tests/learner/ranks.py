@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,12 @@ DEADLINE_S = 200
 
 
 def run_ranks(
-    folder: Path, world_size: int, scenarios: Sequence[str], *, module: str = "tests.learner.learner_rank"
+    folder: Path,
+    world_size: int,
+    scenarios: Sequence[str],
+    *,
+    module: str = "tests.learner.learner_rank",
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run scenarios of a module in one process a rank, and wait for all; none is left behind."""
     with socket.socket() as probe:
@@ -26,7 +31,7 @@ def run_ranks(
             [sys.executable, "-m", module, str(rank), str(world_size), str(port), str(folder), *scenarios],
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {}),
             start_new_session=True,
         )
         for rank, log in enumerate(logs)

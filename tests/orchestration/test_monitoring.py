@@ -170,6 +170,7 @@ def test_a_healthy_range_is_drawn_as_thresholds() -> None:
             [
                 ("leash_checkpoint_seconds", "checkpoint seconds", "s"),
                 ("leash_checkpoint_bytes", "checkpoint bytes", "bytes"),
+                ("leash_checkpoint_age_seconds", "checkpoint age seconds", "s"),
                 ("leash:checkpoint:age", "checkpoint, age", "s"),
             ],
         ),

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -126,6 +128,26 @@ def test_who_is_gone_uses_no_memory_and_its_death_is_told(
     assert log.peak_memory == {"rollout-0": 100, "driver": 50, "total": 150}
     assert scrape(hub)["leash_worker_restarts_total", (("kind", "rollout"),)] == 1
     assert view.notes == ["rollout-0 died: of old age"]
+
+
+def test_restarts_retries_and_the_checkpoint_are_in_the_record(
+    log: RunLog, hub: MetricsHub, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "step-3"
+    checkpoint.mkdir()
+    (checkpoint / "model").write_bytes(bytes(70))
+    os.utime(checkpoint, (time.time() - 100, time.time() - 100))
+    log.checkpoint(checkpoint)
+    log.worker_event("rollout-0", "died: of old age")
+    log.retries("rollout", 0)
+    log.retries("rollout", 2)
+    asyncio.run(log.step(1, GROUPS, {}, TIMING))
+    (record,) = lines(tmp_path / "metrics.jsonl")
+    assert (record["restarts_rollout"], record["retries_rollout"], record["checkpoint_bytes"]) == (1, 2, 70)
+    assert 100 <= record["checkpoint_age_s"] < 160
+    served = scrape(hub)
+    assert served["leash_worker_restarts_total", (("kind", "rollout"),)] == 1, "not counted twice"
+    assert served["leash_checkpoint_age_seconds", ()] == record["checkpoint_age_s"]
 
 
 def test_what_is_quiet_is_for_the_record_alone(log: RunLog, view: FakeView, tmp_path: Path) -> None:

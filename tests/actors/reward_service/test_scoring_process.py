@@ -26,8 +26,10 @@ def completion(text: str, **columns: Any) -> Completion:
 def start() -> Iterator[Callable[..., ScoringProcess]]:
     processes: list[ScoringProcess] = []
 
-    def start(function: str = REWARD, *, deadline_s: float = 30) -> ScoringProcess:
-        config = RewardFunctionReward(kind="function", name="f", function=function)
+    def start(
+        function: str = REWARD, *, deadline_s: float = 30, memory_gib: float | None = None
+    ) -> ScoringProcess:
+        config = RewardFunctionReward(kind="function", name="f", function=function, memory_gib=memory_gib)
         source = RewardSource(config=config, path=None, model_path=Path(), model=ModelConfig(path="unused"))
         processes.append(ScoringProcess(source, deadline_s=deadline_s, start_s=120))
         processes[-1].start()
@@ -62,6 +64,20 @@ def test_a_reward_that_hangs_is_ended_and_started_again(start: Callable[..., Sco
         process.score([completion("hang")])
     assert not psutil.pid_exists(int(first))
     assert process.score([completion("abc")]) == [3.0]
+
+
+def test_a_reward_that_fills_its_memory_is_told_so_and_started_again(
+    start: Callable[..., ScoringProcess],
+) -> None:
+    process = start(memory_gib=0.25)
+    (first,) = process.score([completion("who")])
+    assert process.score([completion("hoard")]) == [
+        f"reward function {REWARD} reached its limit of 0.25 GiB of memory: raise memory_gib in its "
+        "[[rewards]] table, or let it keep less"
+    ]
+    (second,) = process.score([completion("who")])
+    assert second != first
+    assert not psutil.pid_exists(int(first))
 
 
 def test_a_reward_that_does_not_load_is_the_users_error(start: Callable[..., ScoringProcess]) -> None:
