@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from actors.config import (
     SEEDS_PER_GROUP,
+    DatasetConfig,
     ReferenceConfig,
     RewardConfig,
     RewardModelReward,
@@ -11,9 +12,7 @@ from actors.config import (
     RolloutConfig,
 )
 from core.config import ModelConfig
-from learner.algorithm_config import (
-    AlgorithmConfig,
-)
+from learner.algorithm_config import AlgorithmConfig, PolicyGradientConfig
 from learner.config import LearnerConfig
 from orchestration.config import MetricsConfig, TrainerConfig
 from orchestration.contradiction import Contradiction
@@ -67,6 +66,30 @@ def _check_batch(
             ("learner.world_size", "trainer.prompts_per_step"),
             f"a rank learns from whole prompts, and trainer.prompts_per_step is {trainer.prompts_per_step}",
             f"set {trainer.prompts_per_step} or less, or a larger trainer.prompts_per_step",
+        )
+
+
+def _check_order(
+    algorithm: AlgorithmConfig, trainer: TrainerConfig, datasets: list[DatasetConfig]
+) -> Iterator[Contradiction]:
+    if (trainer.order == "window") != (trainer.order_window > 0):
+        yield Contradiction(
+            ("trainer.order_window", "trainer.order"),
+            f'it is how many groups may be overtaken with trainer.order = "window", and that is {trainer.order!r}',
+            f"set {trainer.prompts_per_step}" if trainer.order == "window" else 'set 0, or order = "window"',
+        )
+    if trainer.order == "start":
+        return
+    if datasets:
+        yield Contradiction(
+            ("trainer.order", "datasets"), "texts of a dataset are not waited for", 'set "start"'
+        )
+    corrects = not isinstance(algorithm, PolicyGradientConfig) or algorithm.importance_sampling != "none"
+    if trainer.max_lag > 0 and not corrects:
+        yield Contradiction(
+            ("trainer.order", "algorithm.importance_sampling"),
+            "who is slow lags more, so the lag goes with the length, and nothing would correct for it",
+            'set "start", or algorithm.importance_sampling = "token"',
         )
 
 
@@ -155,6 +178,7 @@ RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_resampling,
     _check_autoscale,
     _check_batch,
+    _check_order,
     _check_completion_length,
     _check_token_budgets,
     _check_devices,

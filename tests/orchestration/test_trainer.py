@@ -1,7 +1,7 @@
 """The loop over the real queue and rollout pool, with fake workers and a clock without waiting."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,13 +42,27 @@ class Events:
         self.timings: list[dict[str, float]] = []
         self.versions: list[int] = []
         self.learning: list[dict[str, float]] = []
+        self.again: dict[int, tuple[int, ...]] = {}
+        self._trained: set[int] = set()
+
+    def pending(self, stop: int) -> list[int]:
+        again = [number for numbers in self.again.values() for number in numbers]
+        known = self._trained | set(again)
+        return again + [number for number in range(stop * PROMPTS_PER_STEP) if number not in known]
+
+    def begun_before(self, step: int) -> tuple[int, ...]:
+        return self.again.get(step, ())
+
+    def trained_until(self, step: int) -> None:
+        """Steps before the first of this test, in start order."""
+        self._trained = set(range(step * PROMPTS_PER_STEP))
 
     def phase(self, name: str) -> None:
         self.events.append(name)
 
-    def begin_step(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+    def begin_step(self, step: int, groups: Mapping[int, RolloutGroup]) -> None:
         assert len(groups) == PROMPTS_PER_STEP
-        self.begun.append((step, [group.group_id for group in groups]))
+        self.begun.append((step, [group.group_id for group in groups.values()]))
 
     async def step(
         self,
@@ -85,6 +99,7 @@ class Loop:
         self,
         *,
         max_lag: int = 0,
+        max_overtaken: int = 0,
         start: int = 0,
         seed: int = 0,
         fails_at: int = -1,
@@ -98,6 +113,7 @@ class Loop:
         ]
         self.learner = FakeLearner(start, fails_at=fails_at)
         self.observer = Events()
+        self.observer.trained_until(start)
         self.start = start
         rewards = {"one": WeightedReward(server=FakeScorer(lambda completion: 1.0), weight=1.0)}
         pool = RolloutPool(serving_fleet(*self.samplers), FakeScorer(flat_reference), rewards)
@@ -117,6 +133,7 @@ class Loop:
             ledger=self.observer,
             prompts_per_step=PROMPTS_PER_STEP,
             max_lag=max_lag,
+            max_overtaken=max_overtaken,
             deadlines=DeadlinesConfig(rollout_s=rollout_s),
             evaluate_every=evaluate_every,
         )
