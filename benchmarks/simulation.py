@@ -66,6 +66,7 @@ class SimulatedWorker:
         return self
 
     load_s = verify_s = probe_gap = 0.0
+    redone_tokens = 0
 
     async def sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
         for done in asyncio.as_completed([self._sample(request) for request in requests]):

@@ -198,7 +198,8 @@ async def _reserve(ranks: list[Worker], deadline_s: float) -> PlacementGroup:
 def _fleets(recipe: Recipe, learner: LearnerGroup, node: str, inputs: RunInputs, watcher: Watcher) -> Workers:
     """The learner, and fleets that have no workers yet. `node`: where rollout workers should be."""
     deadlines, reward_paths = recipe.deadlines, inputs.reward_paths
-    setup = ActorSetup(model_path=inputs.model_path, model=recipe.model, rollout=recipe.rollout)
+    model, rollout, drain_s = recipe.model, recipe.rollout, recipe.weight_push.drain_s
+    setup = ActorSetup(model_path=inputs.model_path, model=model, rollout=rollout, drain_s=drain_s)
     common: dict[str, Any] = {
         "faults": recipe.faults,
         "start_s": deadlines.start_s,

@@ -79,6 +79,22 @@ class WeightPushConfig(Section):
 
     max_probe_gap: float = Field(default=1e-3, gt=0)
     """Largest difference, in nats, between engine and learner on the probe sequence after a push."""
+    running: Literal["keep", "resample", "finish"] = "keep"
+    """Running completions go on under the new weights, are sampled again with the same seeds, or are finished
+    before the weights are loaded, while new prompts wait. Only "keep" mixes versions in a completion."""
+    finish_s: float = Field(default=60, gt=0)
+    """Longest wait for them with running = "finish"; what runs on after it is sampled again."""
+
+    @property
+    def drain_s(self) -> float | None:
+        """Longest wait for running completions, the rest of which is sampled again; None if they are kept."""
+        match self.running:
+            case "keep":
+                return None
+            case "resample":
+                return 0.0
+            case "finish":
+                return self.finish_s
 
 
 class MetricsConfig(Section):

@@ -14,7 +14,7 @@ from actors.config import (
 from core.config import ModelConfig
 from learner.algorithm_config import AlgorithmConfig, PolicyGradientConfig
 from learner.config import LearnerConfig
-from orchestration.config import MetricsConfig, TrainerConfig
+from orchestration.config import DeadlinesConfig, MetricsConfig, TrainerConfig, WeightPushConfig
 from orchestration.contradiction import Contradiction
 from orchestration.trackers.config import TrackersConfig
 
@@ -90,6 +90,15 @@ def _check_order(
             ("trainer.order", "algorithm.importance_sampling"),
             "who is slow lags more, so the lag goes with the length, and nothing would correct for it",
             'set "start", or algorithm.importance_sampling = "token"',
+        )
+
+
+def _check_push(weight_push: WeightPushConfig, deadlines: DeadlinesConfig) -> Iterator[Contradiction]:
+    if weight_push.running == "finish" and weight_push.finish_s >= deadlines.push_s:
+        yield Contradiction(
+            ("weight_push.finish_s", "deadlines.push_s"),
+            f"a worker would be given up while it finishes: a push may take {deadlines.push_s:g} s in all",
+            f"set {deadlines.push_s / 2:g}, or a larger deadlines.push_s",
         )
 
 
@@ -179,6 +188,7 @@ RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_autoscale,
     _check_batch,
     _check_order,
+    _check_push,
     _check_completion_length,
     _check_token_budgets,
     _check_devices,

@@ -166,7 +166,11 @@ class Trainer:
             return timing
         slowest = max(reports, key=lambda report: report.load_s + report.verify_s)
         gap = max(report.probe_gap for report in reports)
-        return timing | {"load_s": slowest.load_s, "verify_s": slowest.verify_s, "probe_gap": gap}
+        redone_tokens = sum(report.redone_tokens for report in reports)
+        return timing | {
+            **{"load_s": slowest.load_s, "verify_s": slowest.verify_s},
+            **{"probe_gap": gap, "redone_tokens": redone_tokens},
+        }
 
     def _is_evaluated(self, version: int) -> bool:
         """Whether the rollout workers are asked what this version does on the held-out prompts."""

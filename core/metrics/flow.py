@@ -153,6 +153,14 @@ FLOW_METRICS = (
         record="bytes",
     ),
     Metric(
+        name="leash_redone_tokens",
+        kind="gauge",
+        unit="tokens",
+        help="Tokens of completions that the last weight push gave up, to be sampled again under the new weights",
+        panel=PUSH,
+        record="redone_tokens",
+    ),
+    Metric(
         name="leash_copy_seconds",
         kind="gauge",
         unit="seconds",
