@@ -75,7 +75,7 @@ def _check_order(
     if (trainer.order == "window") != (trainer.order_window > 0):
         yield Contradiction(
             ("trainer.order_window", "trainer.order"),
-            f'it is how many groups may be overtaken with trainer.order = "window", and that is {trainer.order!r}',
+            'with trainer.order = "window" so many groups may be overtaken, with the others it says nothing',
             f"set {trainer.prompts_per_step}" if trainer.order == "window" else 'set 0, or order = "window"',
         )
     if trainer.order == "start":
