@@ -134,7 +134,10 @@ class Trainer:
                     again=self._ledger.begun_before(version + 1),
                     deadline_s=self._deadlines.rollout_s,
                 )
-                flow = {"queue_depth": queue.num_running, "groups_overtaken": queue.num_overtaken}
+                flow: dict[str, float] = {
+                    "queue_depth": queue.num_running,
+                    "groups_overtaken": queue.num_overtaken,
+                }
                 self._ledger.begin_step(version + 1, taken)
                 groups = list(taken.values())
                 timing["rollout_s"] = _lap(timing)
