@@ -340,7 +340,7 @@ def test_an_update_that_resamples_starts_what_runs_again_with_the_same_seeds(
     report = sampler.pull_weights(learner.manifest())
     redone = finish(sampler)
     assert len(redone) >= 3, "some may end early, not most"
-    assert report.redone_tokens == 8 * len(redone)
+    assert 6 * len(redone) <= report.redone_tokens <= 8 * len(redone)  # a token a step, one or two in flight
     for completion in redone:
         (span,) = completion.version_spans
         assert (span.policy_version, span.start, span.stop) == (old + 1, 0, completion.num_completion_tokens)
