@@ -38,6 +38,8 @@ class PullReport:
     """Seconds to check the digests, load and re-pack."""
     verify_s: float
     """Seconds to score the probe."""
+    redone_tokens: int
+    """Sampled for completions that were given up, to be sampled again under the new weights."""
     probe_gap: float
     """Largest difference between engine and learner on the probe, in nats."""
 
@@ -46,10 +48,18 @@ class Sampler:
     """A vLLM engine with the policy's weights of one version."""
 
     def __init__(
-        self, model_path: Path, model: ModelConfig, rollout: RolloutConfig, *, adapter_rank: int | None = None
+        self,
+        model_path: Path,
+        model: ModelConfig,
+        rollout: RolloutConfig,
+        *,
+        adapter_rank: int | None = None,
+        keeps_running: bool = True,
     ) -> None:
-        """`adapter_rank`: pushes bring adapters of this rank, for the weights in the folder; None: all weights."""
+        """`adapter_rank`: pushes bring adapters of this rank, for the weights in the folder; None: all weights.
+        `keeps_running`: whether running completions go on under new weights, or are sampled again."""
         register()
+        self._keeps_running = keeps_running
         self._rollout = rollout
         self._adapters = None if adapter_rank is None else ADAPTERS
         pull: dict[str, Any] = {"weight_transfer_config": {"backend": SHARED_MEMORY}}
@@ -91,6 +101,9 @@ class Sampler:
                 f"rollout.max_new_tokens={self._rollout.max_new_tokens} exceed model.max_model_len={limit}. "
                 f"Shorten the prompt or raise model.max_model_len to {wanted}."
             )
+        self._add(request)
+
+    def _add(self, request: SampleRequest) -> None:
         self._requests[request.request_id] = request
         params = SamplingParams(
             max_tokens=self._rollout.max_new_tokens,
@@ -133,15 +146,18 @@ class Sampler:
     def pull_weights(self, manifest: WeightManifest) -> PullReport:
         """Take new weights and prove that they arrived. Raises `WorkerError` if they did not.
 
-        Running requests keep their tokens and go on under the new version. What finishes while the
-        probe is scored is held back until the probe has agreed.
+        Running requests keep their tokens and go on under the new version, or start again with their seeds. What
+        finishes while the probe is scored is held back until the probe has agreed.
         """
         started = time.perf_counter()
+        again, redone_tokens = ([], 0) if self._keeps_running else self._give_up_running()
         self._policy_version = None  # serves nobody until the probe has agreed
         self._load(manifest)
         self._engine.set_weight_version(str(manifest.policy_version))
         # Keys and values computed with the old weights would answer for the new ones.
         self._engine.reset_prefix_cache(reset_running_requests=True)
+        for request in again:
+            self._add(request)
         loaded = time.perf_counter()
         gap = float(np.abs(self._score_probe(manifest) - manifest.probe_logprobs_T).max())
         if not gap <= manifest.max_probe_gap:
@@ -150,7 +166,20 @@ class Sampler:
                 f"the probe differ from the learner's by {gap:.2e} nats (limit {manifest.max_probe_gap:.0e})"
             )
         self._policy_version = manifest.policy_version
-        return PullReport(load_s=loaded - started, verify_s=time.perf_counter() - loaded, probe_gap=gap)
+        return PullReport(
+            load_s=loaded - started,
+            verify_s=time.perf_counter() - loaded,
+            redone_tokens=redone_tokens,
+            probe_gap=gap,
+        )
+
+    def _give_up_running(self) -> tuple[list[SampleRequest], int]:
+        """Every running request, none of which runs any more, and the tokens that they had."""
+        states = self._engine.output_processor.request_states.values()
+        num_tokens = sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer)
+        running = list(self._requests.values())
+        self._engine.abort_request([request.request_id for request in running])
+        return running, num_tokens
 
     def _load(self, manifest: WeightManifest) -> None:
         assert (manifest.adapters is None) == (self._adapters is None), "both ends know the form of a push"

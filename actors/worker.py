@@ -32,8 +32,11 @@ class ActorSetup:
     model_path: Path
     model: ModelConfig
     rollout: RolloutConfig
-    adapter_rank: int | None
+    adapter_rank: int | None = None
     """Of the adapters that a weight push brings; None: it brings all weights."""
+    drain_s: float | None = None
+    """Longest wait for running completions before new weights are loaded, the rest of which is sampled again; None
+    if they go on under the new weights."""
 
 
 class RolloutWorker:
@@ -43,7 +46,14 @@ class RolloutWorker:
         # vLLM stays out of every other process: importing it takes ten seconds.
         from actors.sampler import Sampler
 
-        self._sampler = Sampler(setup.model_path, setup.model, setup.rollout, adapter_rank=setup.adapter_rank)
+        self._sampler = Sampler(
+            setup.model_path,
+            setup.model,
+            setup.rollout,
+            adapter_rank=setup.adapter_rank,
+            keeps_running=setup.drain_s is None,
+        )
+        self._drain_s = setup.drain_s or 0.0
         self._loop = EngineLoop(self._sampler, on_broken=_end_process)
 
     def ready(self) -> str:
@@ -66,9 +76,9 @@ class RolloutWorker:
     def pull_weights(self, manifest: WeightManifest, weights: Any = None) -> "PullReport":
         """Take new weights between two engine steps and verify them. `weights`: their bytes, from another node."""
         if weights is None:
-            return self._loop.call(lambda: self._sampler.pull_weights(manifest))
+            return self._loop.call(lambda: self._sampler.pull_weights(manifest), drain_s=self._drain_s)
         with brought_here(manifest, weights) as here:
-            return self._loop.call(lambda: self._sampler.pull_weights(here))
+            return self._loop.call(lambda: self._sampler.pull_weights(here), drain_s=self._drain_s)
 
     def busy_threads(self) -> str:
         """What each thread does, asked when the others no longer answer."""

@@ -48,6 +48,8 @@ class Audit:
     """Trajectories discarded before they were acknowledged; by reason."""
     refused: Mapping[str, Tally]
     """Delivered a second time, or too late; by reason."""
+    num_overtaken: int
+    """Groups in no committed step although one that was started later is: they were slow."""
     num_zombie_frames: int
     """Records that a driver wrote after another had taken over. They do not count."""
     num_torn_bytes: int
@@ -92,6 +94,7 @@ def audit(folder: Path) -> Audit:
             reason: Tally(groups, books.refused_rollouts[reason])
             for reason, groups in books.refused_groups.items()
         },
+        num_overtaken=books.num_overtaken(),
         num_zombie_frames=sum(left.num_frames for left in leftovers),
         num_torn_bytes=sum(left.num_bytes for left in leftovers),
         finished=books.finished,
@@ -110,6 +113,7 @@ def audit_lines(found: Audit) -> list[str]:
         f"sampled and acknowledged: {_words(found.sampled)}",
         f"  committed: {_words(found.committed)}",
         f"  pending: {_words(found.pending)}",
+        *([f"overtaken so far: {found.num_overtaken} groups"] if found.num_overtaken else []),
         *(f"  discarded, {reason}: {_words(tally)}" for reason, tally in found.discarded.items()),
         *(
             f"discarded before they were acknowledged, {reason}: {number} trajectories"
@@ -141,16 +145,10 @@ def exported_rows(folder: Path) -> Iterator[dict[str, Any]]:
                 }
 
 
-def committed_groups(folder: Path) -> dict[int, Position]:
-    """Where the record of each group stands that was trained on in a committed step, by the group's number. Raises
+def committed_groups(folder: Path) -> list[Position]:
+    """Where the record of each group stands that was trained on in a committed step, in that order. Raises
     `UserError` as `audit` does."""
-    segments = _segments(folder)
-    fates = _books(segments).fates()
-    return {
-        record.number: position
-        for position, record in _records(segments)
-        if isinstance(record, Acknowledged) and fates[position].name == "committed"
-    }
+    return [position for position in _books(_segments(folder)).trained_on() if position is not None]
 
 
 def _segments(folder: Path) -> list[Segment]:

@@ -57,6 +57,8 @@ class Books:
         """Of every step that was begun and not undone: its numbers, and the record that each had then."""
         self._homes: dict[int, tuple[int, Position | None]] = {}
         """By number, the committed step and the record of the group that it trained on."""
+        self._undone: dict[int, dict[int, Position | None]] = {}
+        """Manifests of steps that were undone: they are to be begun with the same groups again."""
 
     def enter(self, record: Record, position: Position) -> None:
         """Enter the next record."""
@@ -79,7 +81,7 @@ class Books:
             case RolledBack():
                 self._roll_back(record.step)
             case Finished():
-                self.finished = record.reason
+                self._finish(record.reason)
 
     def fates(self) -> dict[Position, Fate]:
         """What became of every group that was acknowledged, by its record."""
@@ -90,6 +92,17 @@ class Books:
         for position, reason in self._reasons.items():
             fates[position] = Fate("discarded", reason=reason)
         return fates
+
+    def trained_on(self) -> list[Position | None]:
+        """The records of the groups of all committed steps, in the order in which they were trained on."""
+        steps = range(self.first_step, self.committed_step + 1)
+        return [position for step in steps for position in self._manifests.get(step, {}).values()]
+
+    def num_overtaken(self) -> int:
+        """Groups that are in no committed step, although one that was started later is."""
+        size = self._opened.groups_per_step if self._opened else 0
+        first = (self.first_step - 1) * size
+        return max(0, max(self._homes, default=-1) + 1 - first - len(self._homes))
 
     def _open(self, record: Opened) -> None:
         if self._opened is None:
@@ -115,14 +128,20 @@ class Books:
                 f"group {number} is committed in step {self._homes[number][0]} and was discarded ({reason})"
             )
         self._reasons[position] = reason
+        affected = [step for step, numbers in self._undone.items() if number in numbers]
+        for step in [step for step in self._undone if step >= min(affected, default=step + 1)]:
+            del self._undone[step]
 
     def _begin(self, step: int, numbers: tuple[int, ...]) -> None:
         last = max(self._manifests, default=self.committed_step)
         if step != last + 1:
             self._violate(f"step {step} was begun after step {last}")
         size = self._opened.groups_per_step if self._opened else 0
-        if numbers != tuple(range((step - 1) * size, step * size)):
-            self._violate(f"step {step} was begun with groups {list(numbers)}, which are not its own")
+        if len(set(numbers)) != size or len(numbers) != size:
+            self._violate(f"step {step} was begun with groups {list(numbers)}, and a step has {size}")
+        before = self._undone.pop(step, None)
+        if before is not None and tuple(before) != numbers:
+            self._violate(f"step {step} was begun with groups {list(before)}, and then with {list(numbers)}")
         self._manifests[step] = {number: self._latest.get(number) for number in numbers}
 
     def _commit(self, step: int) -> None:
@@ -152,10 +171,20 @@ class Books:
 
     def _roll_back(self, step: int) -> None:
         for undone in [begun for begun in self._manifests if begun > step]:
-            del self._manifests[undone]
+            self._undone[undone] = self._manifests.pop(undone)
             self.num_rolled_back += 1
         self._homes = {number: home for number, home in self._homes.items() if home[0] <= step}
         self.committed_step = min(self.committed_step, step)
+        if step + 1 < self.first_step:
+            self.first_step = step + 1
+            self._undone.clear()
+
+    def _finish(self, reason: str) -> None:
+        self.finished = reason
+        if self.num_overtaken():
+            self._violate(
+                f"the run is over ({reason}), and {self.num_overtaken()} groups were overtaken for good"
+            )
 
     def _violate(self, sentence: str) -> None:
         self.violations.append(sentence)

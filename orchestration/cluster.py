@@ -200,6 +200,7 @@ def _fleets(recipe: Recipe, learner: LearnerGroup, node: str, inputs: RunInputs,
         model=recipe.model,
         rollout=recipe.rollout,
         adapter_rank=recipe.pushed_adapter_rank,
+        drain_s=recipe.weight_push.drain_s,
     )
     common: dict[str, Any] = {
         "faults": recipe.faults,

@@ -32,6 +32,11 @@ class TrainerConfig(Section):
     """Prompts of one step; times `rollout.group_size` completions."""
     max_lag: int = Field(default=0, ge=0)
     """Steps that rollouts may lag behind the learner. 0 is synchronous training."""
+    order: Literal["start", "window", "completion"] = "start"
+    """Which groups a step trains on: in the order of their start, at most `order_window` of them passed over while
+    they are not done, or whichever are done first. `max_lag` holds in each; set `algorithm.importance_sampling`."""
+    order_window: int = Field(default=0, ge=0)
+    """Groups that one started later may overtake, with order = "window"."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0: only at the end and when interrupted."""
     keep_checkpoints: int = Field(default=1, ge=1)
@@ -44,6 +49,17 @@ class TrainerConfig(Section):
     """Compare with the best of so many completions a held-out prompt of the untrained policy, too; 0: do not."""
     save_model: bool = True
     """Write the trained policy as a Hugging Face checkpoint at the end."""
+
+    @property
+    def max_overtaken(self) -> int:
+        """Groups that one started later may overtake."""
+        match self.order:
+            case "start":
+                return 0
+            case "window":
+                return self.order_window
+            case "completion":
+                return self.max_lag * self.prompts_per_step  # all that are ever started ahead
 
 
 class PretrainingConfig(Section):
@@ -66,6 +82,22 @@ class WeightPushConfig(Section):
     engines sample more slowly with them, on CPUs at half the speed."""
     max_probe_gap: float = Field(default=1e-3, gt=0)
     """Largest difference, in nats, between engine and learner on the probe sequence after a push."""
+    running: Literal["keep", "resample", "finish"] = "keep"
+    """Running completions go on under the new weights, are sampled again with the same seeds, or are finished
+    before the weights are loaded, while new prompts wait. Only "keep" mixes versions in a completion."""
+    finish_s: float = Field(default=60, gt=0)
+    """Longest wait for them with running = "finish"; what runs on after it is sampled again."""
+
+    @property
+    def drain_s(self) -> float | None:
+        """Longest wait for running completions, the rest of which is sampled again; None if they are kept."""
+        match self.running:
+            case "keep":
+                return None
+            case "resample":
+                return 0.0
+            case "finish":
+                return self.finish_s
 
 
 class MetricsConfig(Section):

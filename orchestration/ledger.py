@@ -1,7 +1,9 @@
 """The ledger of a run: what became of every trajectory, across any sequence of crashes.
 
+    for number in ledger.pending(stop): ... # the groups to start
     lease = ledger.lease(number)            # sample group `number`
     ledger.acknowledge(lease, group)        # False: somebody else's was accepted; this one is not to be trained on
+    ledger.begun_before(step)               # if it was begun before a crash, it takes the same groups again
     ledger.begin_step(step, groups)         # on disk before the learner sees them
     ... train, write a checkpoint, ledger.require_ownership(), rename it ...
     ledger.commit(step)
@@ -11,15 +13,15 @@ trajectory acknowledged as durable is in exactly one committed step or carries a
 across any sequence of process, actor, node and job crashes. Generation that was not acknowledged may be redone.
 
 A group is acknowledged as durable once `acknowledge` has returned True and a later `sync`, `begin_step`, `commit`,
-`rollback`, `finish` or `close` has returned. Step s takes policy version s - 1 to s and trains on the groups with
-numbers `(s - 1) * groups_per_step` to `s * groups_per_step - 1`. It is committed with the first checkpoint that is
-renamed at or after it; the checkpoint on disk is the truth, and `open` brings the ledger to it.
+`rollback`, `finish` or `close` has returned. Step s takes policy version s - 1 to s. Which groups it trains on is
+said when it is begun, for good: a step that is undone is redone with the same ones. It is committed with the first
+checkpoint that is renamed at or after it; the checkpoint on disk is the truth, and `open` brings the ledger to it.
 
 Not for several threads. Whatever syncs waits for the disk.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,21 +143,40 @@ class Ledger:
     def discard_durable(self, number: int, reason: str) -> None:
         """The group acknowledged under this number will never be trained on; another may be sampled. It is in no
         step that was begun."""
-        in_step = self._standing.step_of(number) <= self._standing.begun_step
-        assert not in_step, f"group {number} is in a step that was begun"
+        assert not self._standing.is_begun(number), f"group {number} is in a step that was begun"
         num_rollouts = self._standing.entries[number].num_rollouts
         self._write(Discarded(number=number, num_rollouts=num_rollouts, reason=reason, acknowledged=True))
 
-    def begin_step(self, step: int, groups: Sequence[RolloutGroup]) -> None:
-        """Record what the step trains on. Once it returns, all that was acknowledged and this are on disk.
+    def pending(self, stop: int) -> Iterator[int]:
+        """The groups that the steps up to `stop` will be made of, in the order in which to start them: those of
+        steps that were begun before a crash, then all that are in no step, the oldest first."""
+        standing = self._standing
+        begun = set(standing.homes)
+        for step in range(standing.begun_step + 1, standing.highest_step + 1):
+            yield from standing.manifests[step]
+        numbers = range(standing.first_number, stop * standing.groups_per_step)
+        yield from (number for number in numbers if number not in begun)
 
-        The groups are those that were acknowledged under the step's numbers, in their order. Raises
+    def begun_before(self, step: int) -> tuple[int, ...]:
+        """The numbers of the groups that the step was begun with before it was undone; none if it never was."""
+        return self._standing.manifests.get(step, ())
+
+    def begin_step(self, step: int, groups: Mapping[int, RolloutGroup]) -> None:
+        """Record what the step trains on, by number and in order. Once it returns, all that was acknowledged and
+        this are on disk.
+
+        The groups are those that were acknowledged under these numbers, and in no step so far. Raises
         `AssertionError` if they are not or it is not the next step, `WorkerError` if the run was taken over.
         """
         assert step == self._standing.begun_step + 1, f"step {step} after step {self._standing.begun_step}"
         assert len(groups) == self._standing.groups_per_step, f"{len(groups)} groups for step {step}"
-        numbers = self._standing.numbers_of(step)
-        for number, group in zip(numbers, groups, strict=True):
+        numbers = tuple(groups)
+        before = self.begun_before(step) or numbers
+        assert numbers == before, (
+            f"step {step}: was begun with groups {before} before, and now with {numbers}"
+        )
+        for number, group in groups.items():
+            assert not self._standing.is_begun(number), f"step {step}: group {number} is in another step"
             assert not self._journals_groups or self._standing.is_acknowledged(number, group), (
                 f"step {step}: group {number} ({group.group_id}) is not the one that was acknowledged"
             )
@@ -229,7 +250,7 @@ class Ledger:
             )
         )
         for step in redone:
-            self._write(Begun(step=step, numbers=standing.numbers_of(step)))
+            self._write(Begun(step=step, numbers=standing.manifests[step]))
         if committed_step > standing.committed_step:
             self._write(Committed(step=committed_step))
         if committed_step < standing.begun_step:

@@ -32,7 +32,7 @@ from orchestration.trainer import Trainer
 
 
 class ReplayedGroups:
-    """The groups that were trained on in a run's committed steps, by number."""
+    """The groups that were trained on in a run's committed steps. Their numbers are their places in that order."""
 
     on_policy = False
 

@@ -212,6 +212,7 @@ class Run:
             ledger=self._checkpoints.ledger,
             prompts_per_step=recipe.trainer.prompts_per_step,
             max_lag=recipe.trainer.max_lag,
+            max_overtaken=recipe.trainer.max_overtaken,
             deadlines=recipe.deadlines,
             evaluate_every=recipe.trainer.evaluate_every,
         )

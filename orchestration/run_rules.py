@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from actors.config import (
     SEEDS_PER_GROUP,
+    DatasetConfig,
     ReferenceConfig,
     RewardConfig,
     RewardModelReward,
@@ -11,11 +12,9 @@ from actors.config import (
     RolloutConfig,
 )
 from core.config import ModelConfig
-from learner.algorithm_config import (
-    AlgorithmConfig,
-)
+from learner.algorithm_config import AlgorithmConfig, PolicyGradientConfig
 from learner.config import LearnerConfig
-from orchestration.config import MetricsConfig, TrainerConfig
+from orchestration.config import DeadlinesConfig, MetricsConfig, TrainerConfig, WeightPushConfig
 from orchestration.contradiction import Contradiction
 from orchestration.trackers.config import TrackersConfig
 
@@ -67,6 +66,39 @@ def _check_batch(
             ("learner.world_size", "trainer.prompts_per_step"),
             f"a rank learns from whole prompts, and trainer.prompts_per_step is {trainer.prompts_per_step}",
             f"set {trainer.prompts_per_step} or less, or a larger trainer.prompts_per_step",
+        )
+
+
+def _check_order(
+    algorithm: AlgorithmConfig, trainer: TrainerConfig, datasets: list[DatasetConfig]
+) -> Iterator[Contradiction]:
+    if (trainer.order == "window") != (trainer.order_window > 0):
+        yield Contradiction(
+            ("trainer.order_window", "trainer.order"),
+            'with trainer.order = "window" so many groups may be overtaken, with the others it says nothing',
+            f"set {trainer.prompts_per_step}" if trainer.order == "window" else 'set 0, or order = "window"',
+        )
+    if trainer.order == "start":
+        return
+    if datasets:
+        yield Contradiction(
+            ("trainer.order", "datasets"), "texts of a dataset are not waited for", 'set "start"'
+        )
+    corrects = not isinstance(algorithm, PolicyGradientConfig) or algorithm.importance_sampling != "none"
+    if trainer.max_lag > 0 and not corrects:
+        yield Contradiction(
+            ("trainer.order", "algorithm.importance_sampling"),
+            "who is slow lags more, so the lag goes with the length, and nothing would correct for it",
+            'set "start", or algorithm.importance_sampling = "token"',
+        )
+
+
+def _check_push(weight_push: WeightPushConfig, deadlines: DeadlinesConfig) -> Iterator[Contradiction]:
+    if weight_push.running == "finish" and weight_push.finish_s >= deadlines.push_s:
+        yield Contradiction(
+            ("weight_push.finish_s", "deadlines.push_s"),
+            f"a worker would be given up while it finishes: a push may take {deadlines.push_s:g} s in all",
+            f"set {deadlines.push_s / 2:g}, or a larger deadlines.push_s",
         )
 
 
@@ -155,6 +187,8 @@ RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_resampling,
     _check_autoscale,
     _check_batch,
+    _check_order,
+    _check_push,
     _check_completion_length,
     _check_token_budgets,
     _check_devices,

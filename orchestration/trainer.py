@@ -12,7 +12,7 @@ plain objects in tests.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from actors.rollout import RolloutPool
@@ -36,9 +36,15 @@ class LearnerHandle(Protocol):
 
 
 class StepLedger(Protocol):
-    """Who remembers which groups each step trained on."""
+    """Who remembers which groups each step trained on: `orchestration.ledger.Ledger`."""
 
-    def begin_step(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+    def pending(self, stop: int) -> Iterable[int]:
+        """The groups to start, until the steps up to `stop` have theirs."""
+
+    def begun_before(self, step: int) -> Sequence[int]:
+        """The groups that the step was begun with before a crash: it takes the same ones again."""
+
+    def begin_step(self, step: int, groups: Mapping[int, RolloutGroup]) -> None:
         """On disk once it returns."""
 
 
@@ -69,6 +75,7 @@ class Trainer:
         ledger: StepLedger,
         prompts_per_step: int,
         max_lag: int,
+        max_overtaken: int = 0,
         deadlines: DeadlinesConfig,
         evaluate_every: int = 0,
     ) -> None:
@@ -79,6 +86,7 @@ class Trainer:
         self._ledger = ledger
         self._prompts_per_step = prompts_per_step
         self._max_lag = max_lag
+        self._max_overtaken = max_overtaken
         self._deadlines = deadlines
         self._evaluate_every = evaluate_every
         self._stopping = False
@@ -106,8 +114,10 @@ class Trainer:
 
         The rollout workers must hold version `start`. `after_step` is awaited with each new version.
         """
-        queue = RolloutQueue(groups_per_step=self._prompts_per_step, max_lag=self._max_lag)
-        producer = asyncio.create_task(self._start_rollouts(queue, start, stop))
+        queue = RolloutQueue(
+            groups_per_step=self._prompts_per_step, max_lag=self._max_lag, max_overtaken=self._max_overtaken
+        )
+        producer = asyncio.create_task(self._start_rollouts(queue, stop))
         version = start
         started = time.perf_counter()
         try:
@@ -119,9 +129,17 @@ class Trainer:
                     continue
                 timing = {"started": started}
                 self._observer.phase("rollout")
-                groups = await queue.take_step(deadline_s=self._deadlines.rollout_s)
-                queue_depth = queue.num_running
-                self._ledger.begin_step(version + 1, groups)
+                taken = await queue.take_step(
+                    version + 1,
+                    again=self._ledger.begun_before(version + 1),
+                    deadline_s=self._deadlines.rollout_s,
+                )
+                flow: dict[str, float] = {
+                    "queue_depth": queue.num_running,
+                    "groups_overtaken": queue.num_overtaken,
+                }
+                self._ledger.begin_step(version + 1, taken)
+                groups = list(taken.values())
                 timing["rollout_s"] = _lap(timing)
                 self._observer.phase("learn")
                 learning = await self._learner.train_step(groups)
@@ -133,7 +151,7 @@ class Trainer:
                 timing["push_s"] = _lap(timing)
                 started = timing["started"]  # what follows runs beside the next step's rollouts
                 queue.release_step()
-                flow = {"queue_depth": queue_depth, "wait_policy_s": queue.take_idle_s()}
+                flow["wait_policy_s"] = queue.take_idle_s()
                 await self._observer.step(
                     version, groups, learning, timing | flow | self._pool.take_figures()
                 )
@@ -151,16 +169,20 @@ class Trainer:
             return timing
         slowest = max(reports, key=lambda report: report.load_s + report.verify_s)
         gap = max(report.probe_gap for report in reports)
-        return timing | {"load_s": slowest.load_s, "verify_s": slowest.verify_s, "probe_gap": gap}
+        redone_tokens = sum(report.redone_tokens for report in reports)
+        return timing | {
+            **{"load_s": slowest.load_s, "verify_s": slowest.verify_s},
+            **{"probe_gap": gap, "redone_tokens": redone_tokens},
+        }
 
     def _is_evaluated(self, version: int) -> bool:
         """Whether the rollout workers are asked what this version does on the held-out prompts."""
         return self._evaluate_every > 0 and version % self._evaluate_every == 0
 
-    async def _start_rollouts(self, queue: RolloutQueue, start: int, stop: int) -> None:
-        """Start groups as tickets come free: those that take the policy from version `start` to `stop`."""
-        for number in range(start * self._prompts_per_step, stop * self._prompts_per_step):
-            await queue.start(lambda number=number: self._source.group(number))  # type: ignore[misc]
+    async def _start_rollouts(self, queue: RolloutQueue, stop: int) -> None:
+        """Start groups as tickets come free: those that take the policy to version `stop`."""
+        for number in self._ledger.pending(stop):
+            await queue.start(number, lambda number=number: self._source.group(number))  # type: ignore[misc]
 
 
 def _lap(timing: dict[str, float]) -> float:

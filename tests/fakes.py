@@ -120,6 +120,7 @@ class FakePullReport:
     load_s: float
     verify_s: float
     probe_gap: float
+    redone_tokens: int = 0
 
 
 class FakeWorker:

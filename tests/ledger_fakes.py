@@ -80,7 +80,7 @@ def stepped(ledger: Ledger, *steps: int) -> list[RolloutGroup]:
     groups = []
     for step in steps:
         groups += acknowledged(ledger, 2 * step - 2, 2 * step - 1)
-        ledger.begin_step(step, groups[-2:])
+        ledger.begin_step(step, {2 * step - 2: groups[-2], 2 * step - 1: groups[-1]})
     return groups
 
 

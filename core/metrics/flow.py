@@ -74,6 +74,13 @@ FLOW_METRICS = (
         record="queue_depth",
     ),
     Metric(
+        name="leash_groups_overtaken",
+        kind="gauge",
+        help="Groups that were not done when the step was taken, although started before one that it took",
+        panel=QUEUE,
+        record="groups_overtaken",
+    ),
+    Metric(
         name="leash_trained_length_ratio",
         kind="gauge",
         help="Mean length of what was trained on over mean length of what was sampled, since the start",
@@ -144,6 +151,14 @@ FLOW_METRICS = (
         help="Weights of one push",
         panel=PUSH,
         record="bytes",
+    ),
+    Metric(
+        name="leash_redone_tokens",
+        kind="gauge",
+        unit="tokens",
+        help="Tokens of completions that the last weight push gave up, to be sampled again under the new weights",
+        panel=PUSH,
+        record="redone_tokens",
     ),
     Metric(
         name="leash_copy_seconds",

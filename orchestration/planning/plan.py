@@ -12,6 +12,7 @@ from orchestration.planning.fit import problems, smallest_change
 from orchestration.planning.machine import Machine
 from orchestration.planning.provenance import settings
 from orchestration.recipe import Source
+from orchestration.rollout_queue import reserve_of
 
 
 def make_plan(recipe: Recipe, source: Source, machine: Machine) -> dict[str, Any]:
@@ -83,12 +84,13 @@ def _step(demands: Demands) -> dict[str, Any]:
 def _lag(recipe: Recipe) -> dict[str, int]:
     """How far rollouts may be behind, and how many are started ahead (`orchestration/rollout_queue.py`)."""
     groups, max_lag = recipe.trainer.prompts_per_step, recipe.trainer.max_lag
+    reserve = reserve_of(groups, max_lag, recipe.trainer.max_overtaken)
     group_size = 1 if recipe.datasets else recipe.rollout.group_size
     return {
         "steps": max_lag,
         "groups": max_lag * groups,
         "rollouts": max_lag * groups * group_size,
-        "groups_in_flight": (max_lag + 1) * groups,
+        "groups_in_flight": (max_lag + 1) * groups - reserve,
     }
 
 

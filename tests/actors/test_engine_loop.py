@@ -1,6 +1,7 @@
 """The engine's thread, over an engine whose steps the test hands out one by one."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -248,3 +249,65 @@ def test_a_broken_engine_is_a_lost_worker(engine: FakeEngine, threads: Threads) 
     assert broken.wait(PATIENCE_S)
     with pytest.raises(WorkerLost, match="no longer runs"):
         loop.call(lambda: None)
+
+
+def queued(loop: EngineLoop, threads: Threads, function: Callable[[], T]) -> Future[T]:
+    """The call of another thread, once it waits for the step in progress."""
+    before, until = loop._calls.qsize(), time.monotonic() + PATIENCE_S
+    future = threads.submit(function)
+    while loop._calls.qsize() == before:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    return future
+
+
+def test_a_call_that_drains_runs_once_what_runs_is_finished_and_new_requests_wait(
+    engine: FakeEngine, loop: EngineLoop, threads: Threads
+) -> None:
+    running = threads.submit(lambda: names(loop.sample(requests("old", 1, 3))))
+    assert engine.in_step.wait(PATIENCE_S)
+    pull = queued(loop, threads, lambda: loop.call(lambda: engine.num_steps, drain_s=1000.0))
+    late = queued(loop, threads, lambda: names(loop.sample(requests("new", 1))))
+    another = queued(loop, threads, lambda: loop.call(lambda: engine.num_steps, drain_s=1000.0))
+    other = queued(loop, threads, lambda: loop.call(lambda: engine.num_steps))
+    engine.steps.release()
+    assert soon(other) == 1  # it does not wait, and the others do
+    assert not pull.done()
+    engine.steps.release(2)
+    assert soon(running) == ["old0", "old1"]
+    assert soon(pull) == soon(another) == 3
+    engine.steps.release()
+    assert soon(late) == ["new0"]
+    assert engine.num_steps == 4
+
+
+def test_a_call_that_drains_an_idle_engine_runs_at_once(loop: EngineLoop) -> None:
+    assert loop.call(lambda: 5, drain_s=1000.0) == 5
+
+
+def test_a_call_waits_for_what_runs_no_longer_than_it_may(
+    engine: FakeEngine, loop: EngineLoop, threads: Threads
+) -> None:
+    running = threads.submit(lambda: names(loop.sample(requests("old", 10**6))))
+    assert engine.in_step.wait(PATIENCE_S)
+    pull = queued(loop, threads, lambda: loop.call(lambda: engine.has_work, drain_s=1e-9))
+    engine.steps.release(2)
+    assert soon(pull) is True
+    assert not running.done()
+
+
+def test_who_was_held_back_hears_that_the_engine_broke(
+    engine: FakeEngine, loop: EngineLoop, threads: Threads
+) -> None:
+    threads.submit(lambda: names(loop.sample(requests("old", 5))))
+    assert engine.in_step.wait(PATIENCE_S)
+    pull = queued(loop, threads, lambda: loop.call(lambda: None, drain_s=1000.0))
+    late = queued(loop, threads, lambda: names(loop.sample(requests("new", 1))))
+    other = queued(loop, threads, lambda: loop.call(lambda: None))
+    engine.steps.release()
+    soon(other)  # by now they are held back
+    engine.failure = RuntimeError("out of memory")
+    engine.steps.release(2)
+    for waiting in (pull, late):
+        with pytest.raises(WorkerLost, match="out of memory"):
+            soon(waiting)

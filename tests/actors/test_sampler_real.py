@@ -5,6 +5,7 @@ the engine to the weights that it needs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -390,6 +391,52 @@ def test_an_update_in_flight_leaves_spans_without_gaps(pushed: tuple["Sampler", 
         gap = np.abs(behavior - own)
         assert gap[changed:].max() < MAX_GAP, "tokens under the new version are the new policy's"
         assert gap[:changed].max() > 0.05, "tokens under the old version keep the old policy's log-probs"
+
+
+def test_an_update_that_resamples_starts_what_runs_again_with_the_same_seeds(
+    sampler: "Sampler", learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "_keeps_running", False)
+    wanted = requests([3, 9, 20, 40])
+    for request in wanted:
+        sampler.submit(request)
+    old, finished = learner.version, []
+    for _ in range(8):
+        finished += sampler.step()
+    learner.change()
+    report = sampler.pull_weights(learner.manifest())
+    redone = finish(sampler)
+    assert len(redone) >= 3, "some may end early, not most"
+    assert 6 * len(redone) <= report.redone_tokens <= 8 * len(redone)  # a token a step, one or two in flight
+    for completion in redone:
+        (span,) = completion.version_spans
+        assert (span.policy_version, span.start, span.stop) == (old + 1, 0, completion.num_completion_tokens)
+    assert {c.version_spans[-1].policy_version for c in finished} <= {old}
+    assert largest_gap(learner, redone) < MAX_GAP
+    anew = {c.request_id: c.token_ids_T.tolist() for c in sample(sampler, wanted)}
+    assert {c.request_id: c.token_ids_T.tolist() for c in redone}.items() <= anew.items()
+    assert sorted(c.request_id for c in [*finished, *redone]) == [request.request_id for request in wanted]
+
+
+def test_an_update_that_drains_lets_what_runs_finish_under_the_old_weights(
+    sampler: "Sampler", learner: Learner
+) -> None:
+    old, wanted = learner.version, requests([3, 9, 20, 40], seed=3)
+    learner.change()
+    manifest = learner.manifest()
+    loop = EngineLoop(sampler)
+    try:
+        with ThreadPoolExecutor() as threads:
+            running = threads.submit(lambda: list(loop.sample(wanted)))
+            while not loop.call(lambda: sampler.has_work):
+                assert not running.done(), "all was over before the push"
+            assert loop.call(lambda: sampler.pull_weights(manifest), drain_s=60.0).redone_tokens == 0
+            finished, after = running.result(), list(loop.sample(requests([3, 9], seed=9)))
+    finally:
+        loop.close()
+    spans = [[span.policy_version for span in completion.version_spans] for completion in finished]
+    assert spans == [[old]] * 4
+    assert [c.version_spans[0].policy_version for c in after] == [old + 1] * 2
 
 
 def test_seeds_make_sampling_repeatable(sampler: "Sampler") -> None:

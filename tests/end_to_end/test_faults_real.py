@@ -134,17 +134,32 @@ def test_the_account_of_every_trajectory_is_clean(struck: Struck, tmp_path: Path
     assert len(exported.read_text(encoding="utf-8").splitlines()) >= 16 * len(records(struck.folder))
 
 
+IN_COMPLETION_ORDER = (
+    *("trainer.order=completion", "trainer.max_lag=2"),
+    *("algorithm.importance_sampling=token", "deadlines.rollout_s=600"),
+)
+
+
 def test_a_node_that_vanishes_takes_nothing_but_its_workers(
     tiny_model: Path, prompts_file: Path, tmp_path: Path
 ) -> None:
+    """In completion order, where what is late with the node is overtaken. The driver is killed after it."""
     recipe = write_recipe(tmp_path / "chaos.toml", model=tiny_model, prompts=prompts_file)
     with RayCluster(tmp_path, num_cpus=HEAD_CPUS) as cluster:
         cluster.add_node(num_cpus=NODE_CPUS)
-        with Chaos(recipe, tmp_path / "run", *ON_TWO_NODES, cluster=cluster) as chaos:
+        settings = (*ON_TWO_NODES, *IN_COMPLETION_ORDER)
+        with Chaos(recipe, tmp_path / "run", *settings, cluster=cluster) as chaos:
             chaos.strike("node", random.Random(0))
+            events = (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8")
+            chaos.strike("driver", random.Random(0))
             output = chaos.stop()
-    assert "rollout-1 died" in output or "rollout-0 died" in output
-    steps = [record["step"] for record in records(tmp_path / "run")]
-    assert steps == list(range(1, len(steps) + 1))
+    assert "rollout-1 died" in events or "rollout-0 died" in events
+    assert chaos.differences == []
+    found = records(tmp_path / "run")
+    assert [record["step"] for record in found] == list(range(1, len(found) + 1))
+    assert f"stopped after step {len(found)}" in output
+    assert min(record["lag"] for record in found) >= 0
+    assert max(record["lag"] for record in found) <= 2
+    assert max(record["groups_overtaken"] for record in found) > 0
     ended = leash("verify", tmp_path / "run", log=tmp_path / "log").wait(DEADLINE_S)
     assert ended.code == 0, ended.output

@@ -39,6 +39,7 @@ prompts_per_step = 3
 """
 
 
+LAGGING = ["trainer.max_lag=1", "algorithm.importance_sampling=token"]
 ALGORITHMS = '"rloo", "grpo", "reinforce++", "a2c", "ppo", "sft", "dpo", "rpo", "rebel"'
 
 
@@ -317,6 +318,30 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
         ),
         (["algorithm.num_minibatches=4"], "algorithm.num_minibatches = 4: a mini-batch"),
         (
+            ["trainer.order=window"],
+            'trainer.order_window = 0 (the default): with trainer.order = "window" so many groups may be overtaken',
+        ),
+        (
+            ["trainer.order=completion", "trainer.order_window=2"],
+            'trainer.order_window = 2: with trainer.order = "window" so many groups may be overtaken',
+        ),
+        (
+            ["trainer.order=completion", "trainer.max_lag=1"],
+            'trainer.order = "completion": who is slow lags more, so the lag goes with the length',
+        ),
+        (
+            [
+                'algorithm={kind = "dpo"}',
+                'datasets=[{kind = "movie-reviews", content = "comparisons"}]',
+                "trainer.order=completion",
+            ],
+            'trainer.order = "completion": texts of a dataset are not waited for',
+        ),
+        (
+            ["weight_push.running=finish", "weight_push.finish_s=120"],
+            "weight_push.finish_s = 120.0: a worker would be given up while it finishes: a push may take 120 s",
+        ),
+        (
             ["learner.world_size=4"],
             "learner.world_size = 4: a rank learns from whole prompts, and trainer.prompts_per_step is 3",
         ),
@@ -401,6 +426,10 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
         ["kl.controller=adaptive", "kl.kl_target=6.0"],
         ["kl.controller=budget", "kl.kl_target=6.0"],
         ["algorithm.num_minibatches=3"],
+        ["trainer.order=completion"],  # without lag it is the order of the start
+        ["trainer.order=window", "trainer.order_window=1", *LAGGING],
+        ["weight_push.running=finish"],
+        ["weight_push.finish_s=120"],
         ["rollout.max_new_tokens=255", "learner.token_budget=256", "reference.token_budget=256"],
         ["rollout.resources.num_gpus=2", "rollout.tensor_parallel=2"],
         ["rollout.resources.num_gpus=0.5"],

@@ -27,7 +27,7 @@ def rows(tmp_path: Path) -> list[Row]:
         groups.append(make_group(f"group-{number}", rollouts))
         assert ledger.acknowledge(ledger.lease(number), groups[-1])
     ledger.discard_durable(3, "its policy is gone")
-    ledger.begin_step(1, groups[:2])
+    ledger.begin_step(1, dict(enumerate(groups[:2])))
     ledger.commit(1)
     ledger.close()
     return list(exported_rows(tmp_path))

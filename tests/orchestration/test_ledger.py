@@ -44,7 +44,7 @@ def test_the_newest_lease_of_a_number_delivers_and_only_once(tmp_path: Path) -> 
     assert not ledger.acknowledge(fresh, fresh_group(0))
     assert not ledger.acknowledge(ledger.lease(0), fresh_group(0))
     assert holds(ledger, 0, first)
-    ledger.begin_step(1, [first, *acknowledged(ledger, 1)])
+    ledger.begin_step(1, dict(enumerate([first, *acknowledged(ledger, 1)])))
     ledger.commit(1)
     assert not ledger.acknowledge(ledger.lease(0), fresh_group(0))
     assert ledger.num_refused == 4
@@ -67,20 +67,24 @@ def test_a_step_is_begun_in_order_with_the_groups_that_were_acknowledged(tmp_pat
     ledger = opened(tmp_path)
     groups = acknowledged(ledger, 0, 1, 2)
     for step, wrong, problem in [
-        (2, groups[:2], "step 2 after step 0"),
-        (0, groups[:2], "step 0 after step 0"),
-        (1, groups[:1], "1 groups for step 1"),
-        (1, groups, "3 groups for step 1"),
-        (1, groups[1::-1], r"group 0 \(group-1\) is not the one that was acknowledged"),
-        (1, [groups[0], fresh_group(1)], r"group 1 \(group-1\) is not the one"),
+        (2, {0: groups[0], 1: groups[1]}, "step 2 after step 0"),
+        (0, {0: groups[0], 1: groups[1]}, "step 0 after step 0"),
+        (1, {0: groups[0]}, "1 groups for step 1"),
+        (1, dict(enumerate(groups)), "3 groups for step 1"),
+        (1, {0: groups[1], 1: groups[0]}, r"group 0 \(group-1\) is not the one that was acknowledged"),
+        (1, {0: groups[0], 1: fresh_group(1)}, r"group 1 \(group-1\) is not the one"),
+        (1, {0: groups[0], 3: fresh_group(3)}, r"group 3 \(group-3\) is not the one"),
     ]:
         with pytest.raises(AssertionError, match=problem):
             ledger.begin_step(step, wrong)
-    ledger.begin_step(1, groups[:2])
+    first = {0: groups[0], 1: groups[1]}
+    ledger.begin_step(1, first)
     with pytest.raises(AssertionError, match=r"step 2: group 3 \(group-3\) is not the one"):
-        ledger.begin_step(2, [groups[2], fresh_group(3)])
+        ledger.begin_step(2, {2: groups[2], 3: fresh_group(3)})
+    with pytest.raises(AssertionError, match="step 2: group 1 is in another step"):
+        ledger.begin_step(2, {2: groups[2], 1: groups[1]})
     with pytest.raises(AssertionError, match="step 1 after step 1"):
-        ledger.begin_step(1, groups[:2])
+        ledger.begin_step(1, first)
     assert steps(tmp_path) == [Begun(step=1, numbers=(0, 1))]
 
 
@@ -102,7 +106,7 @@ def test_a_learner_that_goes_back_trains_on_the_same_groups_again(tmp_path: Path
     ledger.rollback(1)
     assert ledger.durable(1) is None
     assert all(holds(ledger, number, groups[number]) for number in range(2, 6))
-    ledger.begin_step(2, groups[2:4])
+    ledger.begin_step(2, {2: groups[2], 3: groups[3]})
     ledger.commit(2)
     assert audit(tmp_path).num_steps_rolled_back == 2
     assert audit(tmp_path).violations == ()
@@ -140,7 +144,7 @@ def test_a_group_that_was_acknowledged_and_discarded_makes_room_for_another(tmp_
     assert opened(tmp_path).durable(0) is None
     ledger = opened(tmp_path)
     (group,) = acknowledged(ledger, 0)
-    ledger.begin_step(1, [group, *acknowledged(ledger, 1)])
+    ledger.begin_step(1, dict(enumerate([group, *acknowledged(ledger, 1)])))
     with pytest.raises(AssertionError, match="group 1 is in a step that was begun"):
         ledger.discard_durable(1, "too old")
     found = audit(tmp_path)
@@ -164,13 +168,13 @@ def test_what_a_finished_run_did_not_use_is_discarded_with_the_reason(tmp_path: 
 
 def test_a_run_on_a_dataset_records_its_steps_only(tmp_path: Path) -> None:
     ledger = opened(tmp_path, journals_groups=False)
-    ledger.begin_step(1, [fresh_group(0), fresh_group(1)])
-    ledger.begin_step(2, [fresh_group(0), fresh_group(1)])
+    ledger.begin_step(1, {0: fresh_group(0), 1: fresh_group(1)})
+    ledger.begin_step(2, {2: fresh_group(0), 3: fresh_group(1)})
     ledger.commit(1)
     with pytest.raises(AssertionError, match="opened without groups"):
         ledger.acknowledge(ledger.lease(4), fresh_group(4))
     ledger = opened(tmp_path, 1, journals_groups=False)
-    ledger.begin_step(2, [fresh_group(0), fresh_group(1)])
+    ledger.begin_step(2, {2: fresh_group(0), 3: fresh_group(1)})
     ledger.commit(2)
     ledger.finish("done")
     found = audit(tmp_path)

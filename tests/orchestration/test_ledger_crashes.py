@@ -1,10 +1,11 @@
 """The promise of the ledger, with a crash in every call that writes, one after the other.
 
 A small run trains four steps with a checkpoint every second one. Its checkpoint holds the scores of all that it was
-trained on, so that what the learner really saw is known without the ledger.
+trained on, so that what the learner really saw is known without the ledger. Every other step overtakes a group.
 """
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ class SmallRun:
             groups = self._groups(ledger, step)
             ledger.begin_step(step, groups)
             self.durable |= self._accepted
-            trained += [score_of(group) for group in groups]
+            trained += [(number, score_of(group)) for number, group in groups.items()]
             if step == 3 and replaced:
                 self._replace(ledger)
                 return
@@ -50,10 +51,10 @@ class SmallRun:
         ledger.finish("done")
         ledger.close()
 
-    def trained(self) -> list[float]:
-        """What the newest checkpoint was trained on, in order."""
+    def trained(self) -> list[tuple[int, float]]:
+        """Numbers and scores of what the newest checkpoint was trained on, in order."""
         found = sorted(self.folder.glob("step-[0-9].json"))
-        return list(json.loads(found[-1].read_text(encoding="utf-8"))) if found else []
+        return [(n, score) for n, score in json.loads(found[-1].read_text(encoding="utf-8"))] if found else []
 
     def _open(self, committed_step: int) -> Ledger:
         return Ledger.open(
@@ -64,10 +65,10 @@ class SmallRun:
             disk=self.disk,
         )
 
-    def _groups(self, ledger: Ledger, step: int) -> list[RolloutGroup]:
-        """Those of the step; some are sampled ahead, some twice."""
-        groups = []
-        for number in range(2 * step - 2, 2 * step + AHEAD):
+    def _groups(self, ledger: Ledger, step: int) -> dict[int, RolloutGroup]:
+        """Those of the step, of which odd ones overtake a group; some are sampled ahead, some twice."""
+        groups = {}
+        for number in islice(ledger.pending(STEPS + 1), 2 + AHEAD):
             group = ledger.durable(number)
             if group is None:
                 stale, lease, group = ledger.lease(number), ledger.lease(number), fresh_group(number)
@@ -75,11 +76,13 @@ class SmallRun:
                 ledger.discard(number, 2, "no spread")
                 assert ledger.acknowledge(lease, group)
             self._accepted[number] = score_of(group)
-            groups.append(group)
+            groups[number] = group
         ledger.note("sampled", {"step": step})
-        return groups[:2]
+        oldest = sorted(groups)
+        taken = ledger.begun_before(step) or (oldest[1:] if step % 2 else oldest[:2])
+        return {number: groups[number] for number in taken}
 
-    def _checkpoint(self, step: int, trained: list[float]) -> None:
+    def _checkpoint(self, step: int, trained: list[tuple[int, float]]) -> None:
         unfinished = self.folder / "step.unfinished"
         unfinished.write_text(json.dumps(trained), encoding="utf-8")
         self.disk.rename(unfinished, self.folder / f"step-{step}.json")
@@ -103,7 +106,8 @@ def check(run: SmallRun) -> None:
     assert found.violations == ()
     assert (found.last_step, found.finished) == (STEPS, "done")
     assert found.pending.groups == 0
-    trained = dict(enumerate(run.trained()))
+    trained = dict(run.trained())
+    assert list(trained)[:4] == [1, 2, 0, 3]
     assert len(trained) == len(set(trained.values())) == 2 * STEPS
     rows = [row for row in exported_rows(run.folder) if row["score"] == int(row["score"])]
     committed = {row["number"]: row["score"] for row in rows if row["fate"] == "committed"}

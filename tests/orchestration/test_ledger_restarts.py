@@ -22,8 +22,8 @@ def test_a_lease_of_an_earlier_driver_is_stale(tmp_path: Path) -> None:
 def test_a_group_that_was_read_back_is_the_one_that_was_acknowledged(tmp_path: Path) -> None:
     acknowledged(opened(tmp_path), 0, 1)
     ledger = opened(tmp_path)
-    groups = [ledger.durable(number) for number in (0, 1)]
-    ledger.begin_step(1, [group for group in groups if group is not None])
+    groups = {number: ledger.durable(number) for number in (0, 1)}
+    ledger.begin_step(1, {number: group for number, group in groups.items() if group is not None})
 
 
 def test_a_crash_between_the_checkpoints_rename_and_the_commit_is_made_good(tmp_path: Path) -> None:
@@ -32,8 +32,8 @@ def test_a_crash_between_the_checkpoints_rename_and_the_commit_is_made_good(tmp_
     assert ledger.committed_step == 2
     assert steps(tmp_path)[3:] == [Committed(step=2), RolledBack(step=2)]
     assert [ledger.durable(number) is None for number in range(6)] == [True] * 4 + [False] * 2
-    stepped_again = [ledger.durable(number) for number in (4, 5)]
-    ledger.begin_step(3, [group for group in stepped_again if group is not None])
+    again = {number: ledger.durable(number) for number in ledger.begun_before(3)}
+    ledger.begin_step(3, {number: group for number, group in again.items() if group is not None})
     assert audit(tmp_path).violations == ()
 
 
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_a_driver_that_had_been_replaced_counts(tmp_path: Path) 
     """It was renamed after the next driver had looked for checkpoints, and rolled back."""
     groups = stepped(opened(tmp_path), 1, 2)
     second = opened(tmp_path)
-    second.begin_step(1, groups[:2])
+    second.begin_step(1, dict(enumerate(groups[:2])))
     third = opened(tmp_path, 2)
     assert steps(tmp_path)[2:] == [
         RolledBack(step=0),
@@ -100,7 +100,7 @@ def test_a_checkpoint_that_the_ledger_knows_nothing_of_is_refused(tmp_path: Path
     ):
         opened(tmp_path, 3)
     ledger = opened(tmp_path)
-    ledger.begin_step(1, groups[:2])
+    ledger.begin_step(1, dict(enumerate(groups[:2])))
     ledger.discard_durable(3, "too old")
     acknowledged(ledger, 3)  # another group than the checkpoint's
     with pytest.raises(
@@ -138,7 +138,7 @@ def test_a_driver_that_was_replaced_is_told_so_before_it_trains_or_renames(tmp_p
         zombie.require_ownership()
     second = opened(tmp_path)
     with pytest.raises(WorkerError, match="taken over"):
-        ledger.begin_step(1, groups)
+        ledger.begin_step(1, dict(enumerate(groups)))
     assert holds(second, 0, groups[0])
     assert audit(tmp_path).num_zombie_frames == 1
     assert audit(tmp_path).violations == ()

@@ -1,7 +1,7 @@
 """The loop over the real queue and rollout pool, with fake workers and a clock without waiting."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,13 +42,25 @@ class Events:
         self.timings: list[dict[str, float]] = []
         self.versions: list[int] = []
         self.learning: list[dict[str, float]] = []
+        self.again: dict[int, tuple[int, ...]] = {}
+        """Groups of steps that were begun before a crash."""
+        self.trained: set[int] = set()
+        """Groups of the steps before those of this test."""
+
+    def pending(self, stop: int) -> list[int]:
+        again = [number for numbers in self.again.values() for number in numbers]
+        known = self.trained | set(again)
+        return again + [number for number in range(stop * PROMPTS_PER_STEP) if number not in known]
+
+    def begun_before(self, step: int) -> tuple[int, ...]:
+        return self.again.get(step, ())
 
     def phase(self, name: str) -> None:
         self.events.append(name)
 
-    def begin_step(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+    def begin_step(self, step: int, groups: Mapping[int, RolloutGroup]) -> None:
         assert len(groups) == PROMPTS_PER_STEP
-        self.begun.append((step, [group.group_id for group in groups]))
+        self.begun.append((step, [group.group_id for group in groups.values()]))
 
     async def step(
         self,
@@ -85,6 +97,7 @@ class Loop:
         self,
         *,
         max_lag: int = 0,
+        max_overtaken: int = 0,
         start: int = 0,
         seed: int = 0,
         fails_at: int = -1,
@@ -98,6 +111,7 @@ class Loop:
         ]
         self.learner = FakeLearner(start, fails_at=fails_at)
         self.observer = Events()
+        self.observer.trained = set(range(start * PROMPTS_PER_STEP))
         self.start = start
         rewards = {"one": WeightedReward(server=FakeScorer(lambda completion: 1.0), weight=1.0)}
         pool = RolloutPool(serving_fleet(*self.samplers), FakeScorer(flat_reference), rewards)
@@ -117,6 +131,7 @@ class Loop:
             ledger=self.observer,
             prompts_per_step=PROMPTS_PER_STEP,
             max_lag=max_lag,
+            max_overtaken=max_overtaken,
             deadlines=DeadlinesConfig(rollout_s=rollout_s),
             evaluate_every=evaluate_every,
         )
@@ -161,6 +176,51 @@ def test_the_lag_keeps_to_its_bound_and_makes_use_of_it(max_lag: int) -> None:
     assert max(loop.learner.lags) == max_lag
     assert min(loop.learner.lags) >= 0
     assert [name for name, _, _ in loop.drawn] == [f"group-{k}" for k in range(180)]
+
+
+@pytest.mark.parametrize("max_overtaken", [2, 1000])
+@pytest.mark.parametrize("max_lag", [1, 3])
+def test_in_every_order_the_lag_is_bounded_and_every_group_is_trained_on_once(
+    max_lag: int, max_overtaken: int
+) -> None:
+    loop = Loop(max_lag=max_lag, max_overtaken=max_overtaken)
+    assert loop.train(60) == 60
+    assert min(loop.learner.lags) >= 0  # of the oldest token of each group
+    assert max(loop.learner.lags) == max_lag
+    names = [name for name, _, _ in loop.drawn]
+    assert names != (in_order := [f"group-{k}" for k in range(180)])
+    assert sorted(names) == sorted(in_order)
+    assert max(timing["groups_overtaken"] for timing in loop.observer.timings) in range(1, max_overtaken + 1)
+
+
+def test_without_lag_every_order_is_that_of_the_start() -> None:
+    synchronous, other = Loop(max_lag=0), Loop(max_lag=0, max_overtaken=1000)
+    synchronous.train(20)
+    other.train(20)
+    assert other.drawn == synchronous.drawn
+    assert other.observer.begun == synchronous.observer.begun
+
+
+@pytest.mark.parametrize("delay_s", [heavy_tailed, lambda request: 1.0])
+def test_a_resumed_run_redoes_its_steps_with_the_same_groups(
+    delay_s: Callable[[SampleRequest], float],
+) -> None:
+    """The last checkpoint is of step 3, and steps 4 and 5 had begun. However fast rollouts are this time."""
+    unbroken = Loop(max_lag=3, max_overtaken=1000)
+    unbroken.train(8)
+    begun = {
+        step: tuple(int(name.removeprefix("group-")) for name in names)
+        for step, names in unbroken.observer.begun
+    }
+    resumed = Loop(max_lag=3, max_overtaken=1000, start=3, delay_s=delay_s)
+    resumed.observer.trained = {number for step in (1, 2, 3) for number in begun[step]}
+    resumed.observer.again = {step: begun[step] for step in (4, 5)}
+    assert begun[4] != (9, 10, 11)
+    assert resumed.train(8) == 8
+    assert resumed.observer.begun[:2] == unbroken.observer.begun[3:5]
+    redone = [name for _, names in resumed.observer.begun for name in names]
+    left = set(range(24)) - resumed.observer.trained
+    assert sorted(redone) == sorted(f"group-{number}" for number in left)
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])
