@@ -28,7 +28,7 @@ from learner.algorithm_config import (
     SFTConfig,
 )
 from learner.batch import Batch, MicroBatch, make_batch, share_of_rank, split_minibatches
-from learner.config import KLConfig, LearnerConfig
+from learner.config import KLConfig, LearnerConfig, LiveLearnerConfig
 from learner.engine import ZeroEngine, all_gather, all_reduce_max, all_reduce_sum
 from learner.kl import AdaptiveKLController, FixedKLController
 from learner.lora import adapters_off
@@ -75,6 +75,15 @@ class Learner:
         self._pretraining = pretraining
         self._objective = self._make_objective(algorithm, kl, decoding, max_new_tokens)
 
+    def configure(self, config: LiveLearnerConfig) -> None:
+        """Settings that hold from the next step on."""
+        self._objective.learning_rate, self._num_steps = config.learning_rate, config.num_steps
+        if config.kl_coef is not None:
+            self.kl_controller.kl_coef = config.kl_coef
+        if isinstance(self.kl_controller, AdaptiveKLController):
+            assert config.kl_target is not None, "checked with the recipe"
+            self.kl_controller.target = config.kl_target
+
     def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """One optimizer phase on one step's rollouts; the metrics of the step, the same on every rank.
 
@@ -91,7 +100,7 @@ class Learner:
             **target_metrics(targets, batch.mask_BT),
             "num_updates": float(len(updates)),
             "kl_coef": self.kl_controller.kl_coef,
-            "learning_rate": self._scheduled(self._config.learning_rate),
+            "learning_rate": self._scheduled(self._objective.learning_rate),
         }
         if isinstance(self.kl_controller, AdaptiveKLController):
             metrics["kl_target"] = self.kl_controller.target

@@ -68,9 +68,11 @@ class RunLog:
     def note(self, text: str) -> None:
         self._view.note(text)
 
-    def event(self, kind: str, text: str, *, quiet: bool = False) -> None:
-        """Something happened to the run that is no step: for events.jsonl, trackers and the journal; for
-        the status and the terminal too, unless it is `quiet`."""
+    def event(
+        self, kind: str, text: str, details: Mapping[str, Any] | None = None, *, quiet: bool = False
+    ) -> None:
+        """Something happened to the run that is no step: for events.jsonl, trackers and the journal, which holds
+        the details, too; for the status and the terminal too, unless it is `quiet`."""
         if not quiet:
             self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
             self._view.note(text)
@@ -80,7 +82,13 @@ class RunLog:
             self._folder / "events.jsonl", {"time_s": time.time(), "step": step, "kind": kind, "text": text}
         )
         if self.ledger is not None:  # what happens before it is open is not in it
-            self.ledger.note(kind, {"text": text})
+            self.ledger.note(kind, {"text": text, **(details or {})})
+
+    def order(self, kind: str, text: str, details: Mapping[str, Any]) -> None:
+        """An event that a resumed run must know of: on disk once this returns."""
+        assert self.ledger is not None, "orders are taken after it was opened"
+        self.event(kind, text, details)
+        self.ledger.sync()
 
     def worker_event(self, worker: str, event: str) -> None:
         """A worker joins, dies or leaves."""
