@@ -138,6 +138,7 @@ class Run:
         self._controls = RunControls(settings, start, trainer, self._workers, self._log)
         if self._folder.resumed_otherwise:
             self._controls.resumed_with(self._folder.resumed_otherwise)
+        self._log.last_step(self._controls.num_steps)
         server = ControlServer(self._folder.path, self._controls)
         try:
             await server.start()

@@ -106,6 +106,7 @@ class RunControls:
             raise UserError("the run has done its last step: nothing of it changes any more")
         for change in self._settings.order(settings, from_step=self._next_step, by=by, check=self._in_time):
             self._log.order(EVENT, str(change), as_note(change))
+        self._log.last_step(self.num_steps)
 
     def _in_time(self, recipe: Recipe) -> None:
         if recipe.trainer.steps < self._next_step:

@@ -65,6 +65,10 @@ class RunLog:
         self.phase_name = name
         self._view.phase(name)
 
+    def last_step(self, steps: int) -> None:
+        """The run now ends with this step."""
+        self._view.last_step(steps)
+
     def note(self, text: str) -> None:
         self._view.note(text)
 

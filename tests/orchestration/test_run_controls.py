@@ -65,6 +65,9 @@ class FakeLog:
     def event(self, kind: str, text: str) -> None:
         self.events.append(f"{kind}: {text}")
 
+    def last_step(self, steps: int) -> None:
+        self.num_steps = steps
+
     def order(self, kind: str, text: str, details: Mapping[str, Any]) -> None:
         self.event(kind, text)
         self.notes.append(details)
@@ -221,7 +224,7 @@ def test_steps_may_be_more_or_fewer_but_not_fewer_than_are_begun(tmp_path: Path)
         await run.controls.before_step(9)
 
     run.run(scenario())
-    assert (run.trainer.stop, run.trainer.evaluate_every, run.controls.num_steps) == (9, 2, 9)
+    assert (run.trainer.stop, run.trainer.evaluate_every, run.log.num_steps) == (9, 2, 9)
     assert run.learner.told[-1].num_steps == 9, "where the learning-rate schedule ends"
 
 
