@@ -69,6 +69,11 @@ def give_orders(chaos: Chaos, logs: Path) -> dict[str, str]:
     return said
 
 
+def one_spaced(text: str) -> str:
+    """A table without its widths."""
+    return " ".join(text.split())
+
+
 def status_of(chaos: Chaos, log: Path) -> str:
     ended = leash("status", chaos.folder, log=log).wait(DEADLINE_S)
     assert ended.code == 0, ended.output
@@ -90,7 +95,7 @@ def struck(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPa
 
 
 def test_a_live_run_takes_orders(struck: Struck) -> None:
-    assert "kl.kl_coef              0.07    from step" in struck.orders["status"]
+    assert "kl.kl_coef 0.07 from step" in one_spaced(struck.orders["status"])
     assert [record["kl_coef"] for record in records(struck.folder)[:2]] == [0.05, 0.05]
     assert not (struck.folder / "control.json").exists(), "it went with the run"
     lines = struck.orders["status"].splitlines()
@@ -111,8 +116,9 @@ def test_what_was_set_holds_from_its_step_on_in_every_driver(struck: Struck) -> 
     assert [(record["kl_coef"], record["learning_rate"]) for record in records(struck.folder)] == [
         (0.05, 1e-3) if record["step"] < first else (0.07, 5e-4) for record in records(struck.folder)
     ]
-    assert "learner.learning_rate   0.0005  from step" in struck.orders["status of the last driver"]
-    assert "faults.silence_s        140     from step" in struck.orders["status of the last driver"]
+    status = one_spaced(struck.orders["status of the last driver"])
+    assert "learner.learning_rate 0.0005 from step" in status
+    assert "faults.silence_s 140 from step" in status
 
 
 def test_the_run_gets_over_the_death_of_each_kind_of_process(struck: Struck) -> None:
