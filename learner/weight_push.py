@@ -12,13 +12,18 @@ import torch
 
 from core.messages import Int32s
 from core.packing import pack_row
-from core.weights import TensorEntry, WeightManifest, digest, map_buffer, new_buffer_path, view_tensors
-from learner.engine import ZeroEngine
+from core.weights import (
+    TensorEntry,
+    WeightManifest,
+    digest,
+    laid_out,
+    map_buffer,
+    new_buffer_path,
+    view_tensors,
+)
 from learner.learner import Learner
 from learner.lora import frozen_names, merged_parameters, merged_shapes
 
-ALIGNMENT_BYTES = 64
-"""Tensors start at cache lines."""
 SCRATCH_BYTES = 2**27
 """Target of the plain copy that a push is compared with: larger than caches, smaller than a model."""
 
@@ -39,8 +44,8 @@ class WeightPush:
         self._max_probe_gap = max_probe_gap
         self._node = node
         self._path = new_buffer_path()
-        self._layout = _layout(learner.policy)
-        self._num_bytes = self._layout[-1].offset_bytes + _nbytes(self._layout[-1])
+        self._layout = laid_out(merged_shapes(learner.policy))
+        self._num_bytes = self._layout[-1].offset_bytes + self._layout[-1].num_bytes
         self._frozen = frozen_names(learner.policy)
         self._digests: dict[str, str] = {}
         self._buffer: torch.Tensor | None = None
@@ -103,24 +108,3 @@ class WeightPush:
         for chunk in self._buffer.split(SCRATCH_BYTES):
             self._scratch[: len(chunk)].copy_(chunk)
         return time.perf_counter() - started
-
-
-def _layout(policy: ZeroEngine) -> tuple[TensorEntry, ...]:
-    """Where each tensor goes. Names are those of the Hugging Face model."""
-    entries, offset = [], 0
-    for name, shape, dtype in merged_shapes(policy):
-        entry = TensorEntry(
-            name=name,
-            dtype=str(dtype).removeprefix("torch."),
-            shape=shape,
-            offset_bytes=offset,
-            digest="",
-        )
-        entries.append(entry)
-        offset += -(-_nbytes(entry) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-    return tuple(entries)
-
-
-def _nbytes(entry: TensorEntry) -> int:
-    dtype: torch.dtype = getattr(torch, entry.dtype)
-    return torch.Size(entry.shape).numel() * dtype.itemsize

@@ -89,6 +89,14 @@ def _train(args: argparse.Namespace) -> None:
     train(recipe, run_folder=args.run, resume=resume, address=args.address)
 
 
+def _rollout(args: argparse.Namespace) -> None:
+    recipe = load_recipe(find_recipe(args.recipe), [*args.overrides, f"trainer.steps={args.steps}"])
+    # Imports torch and Ray, as above.
+    from orchestration.sampling import sample
+
+    sample(recipe, run_folder=args.run, policy=args.policy, address=args.address)
+
+
 def _reward(args: argparse.Namespace) -> None:
     recipe = _load(args)
     if recipe.reward_model is None:
@@ -197,6 +205,21 @@ def _add_recipe_commands(add_command: AddCommand) -> None:
         help="go on if --run holds a run, else start one there: for jobs that are tried again",
     )
     train.add_argument(
+        "--address", help="address of a running Ray cluster; default: one of its own, on this machine"
+    )
+    rollout = add("rollout", _rollout, "sample and score alone, without a learner, into the folder of a run")
+    rollout.add_argument(
+        "--run", metavar="FOLDER", type=Path, help="a new folder, for what comes out; default: one in runs/"
+    )
+    rollout.add_argument(
+        "--steps", metavar="N", default="1", help="steps' worth of prompts; default: %(default)s"
+    )
+    rollout.add_argument(
+        "--policy",
+        metavar="FOLDER",
+        help="saved model to sample from, such as runs/a/model; default: the recipe's",
+    )
+    rollout.add_argument(
         "--address", help="address of a running Ray cluster; default: one of its own, on this machine"
     )
     add("reward", _reward, "train the recipe's reward model, and report its held-out accuracy")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import LearnerLost, UserError
-from core.stream import SeededStream
 from core.worker_report import own_report
 from orchestration import cluster
 from orchestration.alarm.monitor import monitor_of
@@ -26,7 +25,7 @@ from orchestration.monitoring.discovery import announced
 from orchestration.run_controls import RunControls
 from orchestration.run_folder import RunFolder, write_atomically, write_json
 from orchestration.run_log import RunLog
-from orchestration.sources import DatasetGroups, GroupSource, JournaledGroups, SampledGroups
+from orchestration.sources import DatasetGroups, GroupSource, sampled_groups
 from orchestration.summary import run_figures
 from orchestration.terminal import TerminalView, before_after_markdown, before_after_table
 from orchestration.trackers.opening import flat_settings, open_trackers
@@ -235,17 +234,9 @@ class Run:
         if self._inputs.datasets:
             weights = [dataset.weight for dataset in recipe.datasets]
             return DatasetGroups(pool, self._inputs.datasets, seed=recipe.seed, weights=weights)
-        sampled = SampledGroups(
-            pool,
-            SeededStream([self._inputs.train_prompts], seed=recipe.seed),
-            group_size=recipe.rollout.group_size,
-            max_resamples=recipe.rollout.max_resamples,
-            replace_lost=recipe.faults.on_lost_group == "drop",
-            replace_unrewarded=recipe.faults.on_reward_error == "drop",
-            seed=recipe.seed,
-            on_discard=self._log.discard,
+        return sampled_groups(
+            recipe, self._inputs.train_prompts, pool, self._checkpoints.ledger, on_discard=self._log.discard
         )
-        return JournaledGroups(sampled, self._checkpoints.ledger)
 
     async def _after_step(self, version: int) -> None:
         if self._seconds_to_first_step is None:

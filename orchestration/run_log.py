@@ -154,7 +154,7 @@ class RunLog:
         record |= self._length_ratio(groups, timing)
         record |= {f"memory_{worker}_bytes": size for worker, size in self._memory.items()}
         rows = [row for group in groups for row in rows_of(group)]
-        self._write_samples(rows, version)
+        write_samples(self._folder, rows, version)
         self.records.append(record)  # what happens from here on happens at this step
         record |= await self._audit(groups)
         append_line(self._folder / "metrics.jsonl", record)
@@ -198,8 +198,8 @@ class RunLog:
         )
         return {"trained_length_ratio": self._lengths[1] / self._lengths[0] / timing["sampled_length"]}
 
-    def _write_samples(self, rows: Sequence[dict[str, Any]], step: int) -> None:
-        lines = [json.dumps(row) for row in rows]
-        (self._folder / "samples" / f"step-{step:06d}.jsonl").write_text(
-            "\n".join(lines) + "\n", encoding="utf-8"
-        )
+
+def write_samples(run_folder: Path, rows: Sequence[dict[str, Any]], step: int) -> None:
+    """Every rollout of a step, one a line."""
+    file = run_folder / "samples" / f"step-{step:06d}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.weights import TensorEntry, digest, map_buffer, view_tensors
+from core.weights import TensorEntry, digest, laid_out, map_buffer, view_tensors
 
 
 def entry(name: str, tensor: torch.Tensor, offset_bytes: int) -> TensorEntry:
@@ -73,3 +73,11 @@ def test_views_are_no_copies(tmp_path: Path) -> None:
     buffer = map_buffer(path, 32)
     ((_, view),) = view_tensors(buffer, entries)
     assert view.data_ptr() == buffer.data_ptr() + 8
+
+
+def test_tensors_are_laid_out_one_after_the_other_from_cache_line_to_cache_line() -> None:
+    first, second, third = laid_out(
+        [("a", (3, 5), torch.float32), ("b", (32,), torch.bfloat16), ("c", (), torch.float32)]
+    )
+    assert [(e.offset_bytes, e.num_bytes) for e in (first, second, third)] == [(0, 60), (64, 64), (128, 4)]
+    assert (first.name, first.dtype, first.shape) == ("a", "float32", (3, 5))

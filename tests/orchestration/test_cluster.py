@@ -67,11 +67,6 @@ def test_where_nodes_are_added_only_the_learner_must_fit_at_once(recipe: Recipe)
     assert cluster._needed_at_once(recipe) == workers_of(recipe)
 
 
-def test_the_value_model_starts_from_the_reward_model_with_the_largest_weight(recipe: Recipe) -> None:
-    paths = {"reward-small": Path("small"), "reward-large": Path("large")}
-    assert cluster._value_model_path(recipe, paths) == Path("large")
-
-
 def test_of_several_workers_that_fail_the_clear_reason_counts() -> None:
     async def fail(error: Exception, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
