@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
-from core.errors import WorkerError, WorkerLost
+from core.errors import UserError, WorkerError, WorkerLost
 from core.messages import Completion, SampleRequest
 
 T = TypeVar("T")
@@ -69,6 +69,11 @@ class EngineLoop:
             self._calls.put((function, future))
         return future.result()
 
+    def drive(self, function: Callable[[], T]) -> T:
+        """`call`, of a function that steps the engine or changes its weights: if it raises anything but a verdict
+        of ours, the engine is broken, as by a step that raises."""
+        return self.call(lambda: _driven(function))
+
     def abort(self, request_ids: Sequence[str]) -> None:
         """Give up requests, of which some may have finished. Who still reads their stream meets a `WorkerError`."""
         self.call(lambda: self._abort(request_ids))
@@ -95,8 +100,7 @@ class EngineLoop:
             self._serve()
             ended = WorkerError("it was closed")
         except BaseException as error:  # handed to everybody who waits or comes later
-            ended = WorkerLost(f"the engine broke: {type(error).__name__}: {error}")
-            ended.__cause__ = error
+            ended = _as_lost(error)
             self._on_broken()
         with self._lock:
             self._ended = ended
@@ -121,5 +125,30 @@ class EngineLoop:
     def _answer(self, function: Callable[[], Any], future: Future[Any]) -> None:
         try:
             future.set_result(function())
+        except _EngineBrokeError as broke:
+            future.set_exception(_as_lost(broke.error))
+            raise broke.error from None
         except BaseException as error:  # handed to the thread that asked
             future.set_exception(error)
+
+
+class _EngineBrokeError(Exception):
+    """What was called has broken the engine."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _driven(function: Callable[[], T]) -> T:
+    try:
+        return function()
+    except (WorkerError, UserError):
+        raise
+    except Exception as error:
+        raise _EngineBrokeError(error) from error
+
+
+def _as_lost(error: BaseException) -> WorkerLost:
+    lost = WorkerLost(f"the engine broke: {type(error).__name__}: {error}")
+    lost.__cause__ = error
+    return lost

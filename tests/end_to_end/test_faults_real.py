@@ -14,6 +14,7 @@ import pytest
 from tests.end_to_end.chaos import (
     CHECKPOINT_EVERY,
     DEADLINE_S,
+    ENGINE,
     HEAD_CPUS,
     KINDS,
     NODE_CPUS,
@@ -24,6 +25,8 @@ from tests.end_to_end.chaos import (
 )
 from tests.end_to_end.leash_process import leash, records
 from tests.end_to_end.ray_cluster import RayCluster
+
+STRUCK = (ENGINE, "rollout stalled", "reward stalled for a moment", *KINDS)
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -87,7 +90,7 @@ def struck(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPa
     chance = random.Random(0)
     with Chaos(recipe, home / "run") as chaos:
         orders = give_orders(chaos, home)
-        for kind in KINDS:
+        for kind in STRUCK:
             chaos.strike(kind, chance)
         orders["status of the last driver"] = status_of(chaos, home / "last-status.log")
         output = chaos.stop()
@@ -123,8 +126,26 @@ def test_what_was_set_holds_from_its_step_on_in_every_driver(struck: Struck) -> 
 
 def test_the_run_gets_over_the_death_of_each_kind_of_process(struck: Struck) -> None:
     assert {kind: len(tally.recovery_s) for kind, tally in struck.chaos.tallies.items()} == dict.fromkeys(
-        KINDS, 1
+        STRUCK, 1
     )
+
+
+def test_who_waited_for_a_broken_engine_heard_why(struck: Struck) -> None:
+    events = (struck.folder / "events.jsonl").read_text(encoding="utf-8")
+    assert "rollout-0 died: the engine broke: RuntimeError: broken by the test" in events
+
+
+def test_a_stalled_worker_was_noticed_by_its_silence_and_one_that_woke_in_time_lives(struck: Struck) -> None:
+    deaths = [
+        event["text"]
+        for event in map(
+            json.loads, (struck.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        )
+        if event["kind"] == "worker" and " died: " in event["text"]
+    ]
+    silent = [death for death in deaths if "did not answer within" in death]
+    assert [death for death in silent if death.startswith("rollout-")]
+    assert not [death for death in silent if death.startswith("reward-")]
 
 
 def test_every_step_is_there_once_and_in_order(struck: Struck) -> None:
