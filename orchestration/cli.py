@@ -39,11 +39,12 @@ A RECIPE is a TOML file, or the bare name of one in deploy/recipes. KEY=VALUE ov
   leash train movie-reviews kl.kl_coef=0.1 trainer.steps=40
   leash train my.toml rewards.0.weight=0.5 --run runs/a   a second reward, at half weight
   leash train my.toml --run runs/a --resume               go on where that run stopped
+  leash rollout my.toml --policy runs/a/model             sample and score alone, without a learner
 
 A RUN is the folder of a run. While it works, it can be asked and steered from another terminal:
 
   leash status runs/a                                     what it does now, or how far it came
-  leash set runs/a kl_coef=0.05                           and pause, resume, scale
+  leash set runs/a kl_coef=0.05 steps=80                  and pause, resume, scale
   leash dash runs/a runs/b                                curves, events and rollouts in the browser
   leash verify runs/a                                     was every trajectory trained on once, or discarded?
   leash export runs/a rollouts.parquet                    every trajectory and what became of it

@@ -75,18 +75,19 @@ class RunLog:
     def event(
         self, kind: str, text: str, details: Mapping[str, Any] | None = None, *, quiet: bool = False
     ) -> None:
-        """Something happened to the run that is no step: for events.jsonl, trackers and the journal, which holds
-        the details, too; for the status and the terminal too, unless it is `quiet`."""
+        """Something happened to the run that is no step: for events.jsonl and the journal, with its details, and
+        for trackers; for the status and the terminal too, unless it is `quiet`."""
         if not quiet:
             self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
             self._view.note(text)
         self._trackers.event(kind, text)
         step = self.records[-1]["step"] if self.records else 0
+        fields = {"text": text, **(details or {})}
         append_line(
-            self._folder / "events.jsonl", {"time_s": time.time(), "step": step, "kind": kind, "text": text}
+            self._folder / "events.jsonl", {"time_s": time.time(), "step": step, "kind": kind, **fields}
         )
         if self.ledger is not None:  # what happens before it is open is not in it
-            self.ledger.note(kind, {"text": text, **(details or {})})
+            self.ledger.note(kind, fields)
 
     def order(self, kind: str, text: str, details: Mapping[str, Any]) -> None:
         """An event that a resumed run must know of: on disk once this returns."""

@@ -122,6 +122,11 @@ def test_status_of_a_run_that_is_over_says_how_far_it_came(
     assert said() == (
         f"{over}: not running; stopped after step 5 of 8, last checkpoint step-000004; {go_on}\n"
     )
+    (over / "events.jsonl").write_text(
+        '{"kind": "set", "key": "trainer.steps", "value": "12"}\n'
+        '{"kind": "set", "key": "trainer.steps", "value": "8"}\n{"kind": "set", "key": "trainer.steps"'
+    )
+    (over / "recipe.toml").write_text("[trainer]\nsteps = 20\n")
     (over / "metrics.jsonl").write_text('{"step": 8}\n')
     (over / "summary.json").write_text("{}")
     assert said() == f"{over}: not running; finished after step 8 of 8\n"
