@@ -64,7 +64,12 @@ def test_a_run_is_resumed_with_its_own_settings_only(folder: RunFolder, tmp_path
 def test_a_run_is_resumed_on_other_workers(folder: RunFolder, tmp_path: Path) -> None:
     overrides = ["rollout.workers=7", "rollout.autoscale.max_workers=9", "learner.resources.num_cpus=3"]
     overrides += ["rewards.0.replicas=2", "faults.max_retries=0", "trainer.checkpoint_every=5"]
-    RunFolder.reopen(load_recipe(tmp_path / "tiny.toml", overrides), folder.path)
+    resumed = RunFolder.reopen(load_recipe(tmp_path / "tiny.toml", overrides), folder.path)
+    assert resumed.resumed_otherwise == {"trainer.checkpoint_every": "5"}, (
+        "it may have been set in flight, too"
+    )
+    again = RunFolder.reopen(load_recipe(folder.path / "recipe.toml"), folder.path)
+    assert again.resumed_otherwise == {}
     kept = load_recipe(folder.path / "recipe.toml")
     assert (kept.rollout.workers, kept.trainer.checkpoint_every) == (7, 5)
     with pytest.raises(UserError, match=r"rollout.group_size was 4, and is 2"):
