@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from actors.config import FaultsConfig
 from actors.slot import WorkerHandle
@@ -16,15 +16,16 @@ async def while_alive(handle: WorkerHandle, work: Awaitable[T], faults: FaultsCo
     of the work's own deadline."""
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_watch(handle, faults))
+    both: list[asyncio.Future[Any]] = [working, watching]
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             watching.result()
         return await working
     finally:
-        for task in (working, watching):
+        for task in both:
             task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+        await asyncio.gather(*both, return_exceptions=True)
 
 
 async def _watch(handle: WorkerHandle, faults: FaultsConfig) -> None:
