@@ -207,6 +207,11 @@ class FaultsConfig(Section):
     drain_s: float = Field(default=120, gt=0)
     """Seconds that a worker may take to finish before it leaves; the rest is done by others."""
 
+    @property
+    def patience_s(self) -> float:
+        """Silence after which a worker is taken for dead."""
+        return 2 * self.silence_s
+
 
 class ReferenceConfig(Section):
     """Reference scorers: the frozen policy that the KL is measured against."""

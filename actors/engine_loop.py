@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from core.errors import WorkerError, WorkerLost
+from core.errors import UserError, WorkerError, WorkerLost
 from core.messages import Completion, SampleRequest
 
 T = TypeVar("T")
@@ -41,6 +41,9 @@ class _Call:
     def answer(self) -> None:
         try:
             self.future.set_result(self.function())
+        except _EngineBrokeError as broke:
+            self.future.set_exception(_as_lost(broke.error))
+            raise broke.error from None
         except BaseException as error:  # handed to the thread that asked
             self.future.set_exception(error)
 
@@ -89,6 +92,11 @@ class EngineLoop:
         result: T = self._enqueue(_Call(function, drain_s=drain_s)).result()
         return result
 
+    def drive(self, function: Callable[[], T], *, drain_s: float = 0.0) -> T:
+        """`call`, of a function that steps the engine or changes its weights: if it raises anything but a verdict
+        of ours, the engine is broken, as by a step that raises."""
+        return self.call(lambda: _driven(function), drain_s=drain_s)
+
     def abort(self, request_ids: Sequence[str]) -> None:
         """Give up requests, of which some may have finished. Who still reads their stream meets a `WorkerError`."""
         self.call(lambda: self._abort(request_ids))
@@ -122,8 +130,7 @@ class EngineLoop:
             self._serve()
             ended = WorkerError("it was closed")
         except BaseException as error:  # handed to everybody who waits or comes later
-            ended = WorkerLost(f"the engine broke: {type(error).__name__}: {error}")
-            ended.__cause__ = error
+            ended = _as_lost(error)
             self._on_broken()
         with self._lock:
             self._ended = ended
@@ -163,3 +170,25 @@ class EngineLoop:
         """Run what was held back: nothing runs any more, or the time is up."""
         while self._held:
             self._held.pop(0).answer()
+
+
+class _EngineBrokeError(Exception):
+    """What was called has broken the engine."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _driven(function: Callable[[], T]) -> T:
+    try:
+        return function()
+    except (WorkerError, UserError):
+        raise
+    except Exception as error:
+        raise _EngineBrokeError(error) from error
+
+
+def _as_lost(error: BaseException) -> WorkerLost:
+    lost = WorkerLost(f"the engine broke: {type(error).__name__}: {error}")
+    lost.__cause__ = error
+    return lost

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
+from actors.admission import Admission
 from actors.config import FaultsConfig
+from actors.signs_of_life import while_alive
 from actors.slot import H, Slot, WorkerState
 from core.errors import NoWorkerLeft, RetriesExhausted, UserError, WorkerError, WorkerLost
 from core.worker_report import WorkerReport
@@ -17,6 +19,8 @@ T = TypeVar("T")
 
 MAX_PAUSE_S = 30.0
 """Before a worker that failed several times in a row is started again."""
+REPORT_S = 60.0
+"""For a report that nobody's work waits for."""
 
 
 class Fleet(Generic[H]):
@@ -43,8 +47,8 @@ class Fleet(Generic[H]):
         self.kind = kind
         self.admit: Callable[[H], Awaitable[bool]] = _at_once
         """Makes a worker that is up fit to serve; False if that cannot be done yet."""
-        self.admission = asyncio.Lock()
-        """Held while a worker is admitted, and by who changes what workers are admitted with."""
+        self.admission = Admission()
+        """Of workers; who changes what they are admitted with pushes."""
         self._launch = launch
         self.faults = faults
         self._start_s = start_s
@@ -124,13 +128,16 @@ class Fleet(Generic[H]):
     async def refit(self, function: Callable[[H], Awaitable[T]]) -> list[T]:
         """The function's results on all that are up, who serve from then on; who fails is replaced.
 
-        Call with `admission` held. Raises what a living worker raised if nobody succeeded.
+        Call while `admission` is pushing. Raises what a living worker raised if nobody succeeded.
         """
         for slot in self.slots:
             slot.missed_refit |= slot.state is WorkerState.SUSPECT
         fit = (WorkerState.STALE, WorkerState.SERVING, WorkerState.DRAINING)
         asked = [(slot, slot.handle) for slot in self.slots if slot.state in fit]
-        results = await asyncio.gather(*(function(handle) for _, handle in asked), return_exceptions=True)
+        results = await asyncio.gather(
+            *(while_alive(handle, function(handle), self.faults) for _, handle in asked),
+            return_exceptions=True,
+        )
         done: list[T] = []
         refused: list[WorkerError] = []
         for (slot, handle), result in zip(asked, results, strict=True):
@@ -152,7 +159,7 @@ class Fleet(Generic[H]):
     async def reports(self) -> dict[str, WorkerReport]:
         """What every process that answers says of itself, by its stable name."""
         up = [slot for slot in self.slots if slot.state not in (WorkerState.STARTING, WorkerState.DEAD)]
-        said = await asyncio.gather(*(slot.handle.report() for slot in up), return_exceptions=True)
+        said = await asyncio.gather(*(slot.handle.report(REPORT_S) for slot in up), return_exceptions=True)
         return {slot.name: one for slot, one in zip(up, said, strict=True) if isinstance(one, WorkerReport)}
 
     async def close(self) -> None:
@@ -209,8 +216,10 @@ class Fleet(Generic[H]):
             self._lose(slot, str(error))
 
     async def _try_to_admit(self, slot: Slot[H]) -> None:
-        async with self.admission:
-            if slot.state is WorkerState.STALE and await self.admit(slot.handle):
+        async with self.admission.admitting():
+            if slot.state is not WorkerState.STALE:
+                return
+            if await while_alive(slot.handle, self.admit(slot.handle), self.faults):
                 slot.missed_refit = False
                 self._enter(slot, WorkerState.SERVING)
 
@@ -225,6 +234,8 @@ class Fleet(Generic[H]):
         try:
             report = await slot.handle.ping(self.faults.silence_s)
         except WorkerLost:
+            if self.admission.is_pushing:  # which keeps it from answering, and has an eye on it
+                return
             if slot.state is not WorkerState.SERVING:
                 raise
             self._enter(slot, WorkerState.SUSPECT)

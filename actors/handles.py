@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 CONTROL = "control"
 """Ray's name for the calls that must not wait behind those that sample or score."""
-REPORT_S = 60.0
 LAST_WORDS_S = 5.0
 """For a silent worker to say what it is doing."""
 MIN_CONCURRENCY = 64
@@ -46,8 +45,8 @@ class _Handle:
         report: WorkerReport = await self._answer(self._control("ping"), "a sign of life", deadline_s)
         return report
 
-    async def report(self) -> WorkerReport:
-        report: WorkerReport = await self._answer(self._control("report"), "a report", REPORT_S)
+    async def report(self, deadline_s: float) -> WorkerReport:
+        report: WorkerReport = await self._answer(self._control("report"), "a report", deadline_s)
         return report
 
     def kill(self) -> None:

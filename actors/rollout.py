@@ -167,7 +167,9 @@ class RolloutPool:
         """Every rollout worker takes and verifies the weights that `pack` lays out; its timing, and their reports.
 
         Who fails is replaced, and catches up before it serves."""
-        async with self._samplers.admission:  # nobody reads the old weights while they are overwritten
+        async with (
+            self._samplers.admission.pushing()
+        ):  # nobody reads the old weights while they are overwritten
             self._manifest, timing = await pack()
             return timing, await self._samplers.refit(self._pull)
 

@@ -51,7 +51,7 @@ class WorkerHandle(Protocol):
     async def ping(self, deadline_s: float) -> WorkerReport:
         """Returns at once if it is well. Raises `WorkerLost` if it is dead or silent."""
 
-    async def report(self) -> WorkerReport:
+    async def report(self, deadline_s: float) -> WorkerReport:
         """The same, also while what it works on holds it up."""
 
     def kill(self) -> None:

@@ -76,9 +76,9 @@ class RolloutWorker:
     def pull_weights(self, manifest: WeightManifest, weights: Any = None) -> "PullReport":
         """Take new weights between two engine steps and verify them. `weights`: their bytes, from another node."""
         if weights is None:
-            return self._loop.call(lambda: self._sampler.pull_weights(manifest), drain_s=self._drain_s)
+            return self._loop.drive(lambda: self._sampler.pull_weights(manifest), drain_s=self._drain_s)
         with brought_here(manifest, weights) as here:
-            return self._loop.call(lambda: self._sampler.pull_weights(here), drain_s=self._drain_s)
+            return self._loop.drive(lambda: self._sampler.pull_weights(here), drain_s=self._drain_s)
 
     def busy_threads(self) -> str:
         """What each thread does, asked when the others no longer answer."""

@@ -66,9 +66,9 @@ class SimulatedWorker:
     async def ready(self, deadline_s: float) -> None: ...
 
     async def ping(self, deadline_s: float) -> WorkerReport:
-        return await self.report()
+        return await self.report(deadline_s)
 
-    async def report(self) -> WorkerReport:
+    async def report(self, deadline_s: float) -> WorkerReport:
         return WorkerReport(gauges={}, totals={})
 
     def kill(self) -> None: ...

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from core.errors import WorkerError
 from core.messages import Float32s, Int32s
 
 SHARED_MEMORY = Path("/dev/shm")
+ALIGNMENT_BYTES = 64
+"""Tensors start at cache lines."""
 BUFFER_PREFIX = "leash-weights-"
 """Of a buffer's name. Then comes the owner's process id: buffers of processes that were killed are removed."""
 
@@ -29,6 +31,11 @@ class TensorEntry:
     offset_bytes: int
     digest: str
     """BLAKE3 of the tensor's bytes, computed by the learner from what it wrote."""
+
+    @property
+    def num_bytes(self) -> int:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return torch.Size(self.shape).numel() * dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +87,29 @@ def map_buffer(path: str, num_bytes: int) -> torch.Tensor:
     return torch.from_file(path, shared=True, size=num_bytes, dtype=torch.uint8)
 
 
+def laid_out(tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -> tuple[TensorEntry, ...]:
+    """Where tensors of these names and shapes go in a buffer, one after the other; their digests are empty yet."""
+    entries, offset = [], 0
+    for name, shape, dtype in tensors:
+        entry = TensorEntry(
+            name=name,
+            dtype=str(dtype).removeprefix("torch."),
+            shape=shape,
+            offset_bytes=offset,
+            digest="",
+        )
+        entries.append(entry)
+        offset += -(-entry.num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    return tuple(entries)
+
+
 def view_tensors(
     buffer: torch.Tensor, entries: tuple[TensorEntry, ...]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) pairs that look into the buffer."""
     for entry in entries:
         dtype: torch.dtype = getattr(torch, entry.dtype)
-        num_bytes = torch.Size(entry.shape).numel() * dtype.itemsize
-        flat = buffer[entry.offset_bytes : entry.offset_bytes + num_bytes].view(dtype)
+        flat = buffer[entry.offset_bytes : entry.offset_bytes + entry.num_bytes].view(dtype)
         yield entry.name, flat.view(entry.shape)
 
 

@@ -75,6 +75,19 @@ class KLConfig(Section):
     """Completions over which the adaptive coefficient changes by up to a fifth."""
 
 
+class LiveLearnerConfig(Section):
+    """What of the learner may be another from one step to the next."""
+
+    kl_coef: float | None = Field(ge=0)
+    """Coefficient of the penalty from now on; None: as it is, which is where its controller has brought it."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of the policy."""
+    kl_target: float | None = Field(gt=0)
+    """KL that an adaptive coefficient is steered to, in nats per completion."""
+    num_steps: int = Field(ge=1)
+    """The last step, which the learning-rate schedule ends at."""
+
+
 class RewardTuningConfig(Section):
     """Train a reward model's backbone too, from where the head on frozen features left it."""
 

@@ -14,6 +14,7 @@ from core.process_state import ProcessState, process_state
 from core.remote import actor_options, answer
 from core.weights import WeightManifest
 from core.worker_report import WorkerReport
+from learner.config import LiveLearnerConfig
 from learner.worker import LearnerSetup, LearnerWorker, RankProcess
 
 LAST_WORDS_S = 5.0
@@ -102,9 +103,9 @@ class LearnerGroup:
         )
         return float(answers[0])
 
-    async def set_kl_coef(self, kl_coef: float) -> None:
-        """From the next step on; an adaptive one goes on from there."""
-        await self._all("set_kl_coef", kl_coef, what="changing kl_coef", deadline_s=self._learn_s)
+    async def configure(self, config: LiveLearnerConfig) -> None:
+        """From the next step on."""
+        await self._all("configure", config, what="changing settings", deadline_s=self._learn_s)
 
     async def save(self, folder: Path) -> None:
         await self._all("save", folder, what="saving", deadline_s=self._learn_s)

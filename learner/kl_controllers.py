@@ -21,7 +21,7 @@ class KLController(Protocol):
     kl_coef: float
     """Of the step to come."""
     target: float | None
-    """KL that is steered to, or held below, in nats a sequence."""
+    """KL that is steered to, or held below, in nats a sequence; None: no KL is."""
 
     def update(self, kl_nats_per_sequence: float, *, num_sequences: int) -> None:
         """Call once a step with the mean KL of the sequences of that step and their number."""
@@ -80,18 +80,18 @@ class AdaptiveKLController:
             raise ValueError(f"horizon is {horizon}; set it in sequences, above 0 (such as 10 batches)")
         self.kl_coef = float(kl_coef)
         self.target: float | None = target
-        self._target = target
         self.horizon = horizon
 
     def update(self, kl_nats_per_sequence: float, *, num_sequences: int) -> None:
         """Call once a step with the mean KL of the sequences of that step and their number."""
         _require_finite(kl_nats_per_sequence)
+        assert self.target is not None, "only the fixed controller has none"
         if ERROR_CLIP * num_sequences >= self.horizon:
             raise ValueError(
                 f"horizon of {self.horizon} sequences is too short for {num_sequences} a step: kl_coef could "
                 f"reach 0; set it above {ERROR_CLIP * num_sequences:g}, better to {10 * num_sequences}"
             )
-        error = min(max(kl_nats_per_sequence / self._target - 1, -ERROR_CLIP), ERROR_CLIP)
+        error = min(max(kl_nats_per_sequence / self.target - 1, -ERROR_CLIP), ERROR_CLIP)
         self.kl_coef *= 1 + error * num_sequences / self.horizon
 
     def state(self) -> dict[str, float]:
@@ -122,14 +122,14 @@ class BudgetKLController:
             raise ValueError(f"budget is {budget}; set the KL to stay below, in nats a sequence, above 0")
         self.kl_coef = float(kl_coef)
         self.target: float | None = budget
-        self._budget = budget
         self._least = float(kl_coef)
         self._error = -1.0  # before the first step policy and reference are one
 
     def update(self, kl_nats_per_sequence: float, *, num_sequences: int) -> None:
         """Call once a step with the mean KL of the sequences of that step."""
         _require_finite(kl_nats_per_sequence)
-        error = min(kl_nats_per_sequence / self._budget - 1, ERROR_LIMIT)
+        assert self.target is not None, "only the fixed controller has none"
+        error = min(kl_nats_per_sequence / self.target - 1, ERROR_LIMIT)
         factor = math.exp(INTEGRAL_GAIN * error + PROPORTIONAL_GAIN * (error - self._error))
         self.kl_coef = max(self._least, self.kl_coef * factor)
         self._error = error

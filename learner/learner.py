@@ -21,7 +21,7 @@ from core.messages import Completion, Demonstration, Float32s, RolloutGroup
 from core.packing import PackedRow, pack_row, plan_rows
 from learner.algorithm_config import AlgorithmConfig, PolicyGradientConfig, SFTConfig
 from learner.batch import Batch, MicroBatch, make_batch, share_of_rank, split_minibatches
-from learner.config import KLConfig, LearnerConfig
+from learner.config import KLConfig, LearnerConfig, LiveLearnerConfig
 from learner.engine import ZeroEngine, all_gather, all_reduce_max, all_reduce_sum
 from learner.kl_controllers import make_kl_controller
 from learner.lora import adapters_off
@@ -68,6 +68,14 @@ class Learner:
         self._pretraining = pretraining
         self._objective = self._make_objective(algorithm, kl, decoding, max_new_tokens)
 
+    def configure(self, config: LiveLearnerConfig) -> None:
+        """Settings that hold from the next step on."""
+        self._objective.learning_rate, self._num_steps = config.learning_rate, config.num_steps
+        if config.kl_coef is not None:
+            self.kl_controller.kl_coef = config.kl_coef
+        if self.kl_controller.target is not None:
+            self.kl_controller.target = config.kl_target
+
     def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """One optimizer phase on one step's rollouts; the metrics of the step, the same on every rank.
 
@@ -84,7 +92,7 @@ class Learner:
             **target_metrics(targets, batch.mask_BT),
             "num_updates": float(len(updates)),
             "kl_coef": self.kl_controller.kl_coef,
-            "learning_rate": self._scheduled(self._config.learning_rate),
+            "learning_rate": self._scheduled(self._objective.learning_rate),
         }
         if self.kl_controller.target is not None:
             metrics["kl_target"] = self.kl_controller.target

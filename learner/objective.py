@@ -30,6 +30,9 @@ class Objective(Protocol):
     keeps_groups: bool
     """True if the loss compares rollouts of a group, so that they must share a micro-batch."""
 
+    learning_rate: float
+    """Peak of the policy's. It may be another from one step to the next."""
+
     def targets(self, batch: Batch, micro_batches: Sequence[MicroBatch], *, step: int) -> Targets: ...
 
     def members(self, batch: Batch) -> list[int]:

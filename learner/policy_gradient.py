@@ -74,7 +74,7 @@ class PolicyGradient:
         self._kl_controller = kl_controller
         self._policy = policy
         self._value_model = value_model
-        self._learning_rate = learning_rate
+        self.learning_rate = learning_rate
         self._decoding = decoding
         self._max_new_tokens = max_new_tokens
         self._trains_policy = True
@@ -157,7 +157,7 @@ class PolicyGradient:
         """One optimizer step of the policy, and of the value model."""
         metrics = {}
         if self._trains_policy:
-            metrics["gradient_norm"] = self._policy.step(scheduled(self._learning_rate))
+            metrics["gradient_norm"] = self._policy.step(scheduled(self.learning_rate))
         if self._value_model is not None:
             assert isinstance(self._config, ActorCriticConfig)
             learning_rate = scheduled(self._config.value_learning_rate)

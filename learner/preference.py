@@ -31,7 +31,7 @@ class DirectAlignment:
     ) -> None:
         self._config = config
         self._policy = policy
-        self._learning_rate = learning_rate
+        self.learning_rate = learning_rate
         self._decoding = decoding
 
     def targets(self, batch: Batch, micro_batches: Sequence[MicroBatch], *, step: int) -> Targets:
@@ -61,7 +61,7 @@ class DirectAlignment:
 
     def update(self, scheduled: Callable[[float], float]) -> dict[str, float]:
         """One optimizer step."""
-        return {"gradient_norm": self._policy.step(scheduled(self._learning_rate))}
+        return {"gradient_norm": self._policy.step(scheduled(self.learning_rate))}
 
     def _loss(
         self, logprobs_N: Tensor, micro_batch: MicroBatch, targets: Targets, num_pairs: float

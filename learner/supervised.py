@@ -24,7 +24,7 @@ class SupervisedFineTuning:
     def __init__(self, config: SFTConfig, *, policy: ZeroEngine, learning_rate: float) -> None:
         self._config = config
         self._policy = policy
-        self._learning_rate = learning_rate
+        self.learning_rate = learning_rate
 
     def targets(self, batch: Batch, micro_batches: Sequence[MicroBatch], *, step: int) -> Targets:
         """The completions themselves."""
@@ -55,7 +55,7 @@ class SupervisedFineTuning:
 
     def update(self, scheduled: Callable[[float], float]) -> dict[str, float]:
         """One optimizer step."""
-        return {"gradient_norm": self._policy.step(scheduled(self._learning_rate))}
+        return {"gradient_norm": self._policy.step(scheduled(self.learning_rate))}
 
 
 def best_of(group: Sequence[int], batch: Batch, top_k: int) -> list[int]:

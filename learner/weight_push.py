@@ -4,7 +4,7 @@ The engine's end is `actors/weight_pull.py`.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from core.weights import (
     TensorEntry,
     WeightManifest,
     digest,
+    laid_out,
     map_buffer,
     new_buffer_path,
     view_tensors,
@@ -31,8 +32,6 @@ from learner.lora import (
     merged_shapes,
 )
 
-ALIGNMENT_BYTES = 64
-"""Tensors start at cache lines."""
 SCRATCH_BYTES = 2**27
 """Target of the plain copy that a push is compared with: larger than caches, smaller than a model."""
 
@@ -63,8 +62,8 @@ class WeightPush:
         self._node = node
         self._path = new_buffer_path()
         policy = learner.policy
-        self._layout = _layout(adapter_shapes(policy) if adapters_only else merged_shapes(policy))
-        self._num_bytes = self._layout[-1].offset_bytes + _nbytes(self._layout[-1])
+        self._layout = laid_out(adapter_shapes(policy) if adapters_only else merged_shapes(policy))
+        self._num_bytes = self._layout[-1].offset_bytes + self._layout[-1].num_bytes
         self._frozen: set[str] = set() if adapters_only else frozen_names(policy)
         self._digests: dict[str, str] = {}
         self._buffer: torch.Tensor | None = None
@@ -138,24 +137,3 @@ class WeightPush:
         for chunk in self._buffer.split(SCRATCH_BYTES):
             self._scratch[: len(chunk)].copy_(chunk)
         return time.perf_counter() - started
-
-
-def _layout(shapes: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -> tuple[TensorEntry, ...]:
-    """Where each tensor goes."""
-    entries, offset = [], 0
-    for name, shape, dtype in shapes:
-        entry = TensorEntry(
-            name=name,
-            dtype=str(dtype).removeprefix("torch."),
-            shape=shape,
-            offset_bytes=offset,
-            digest="",
-        )
-        entries.append(entry)
-        offset += -(-_nbytes(entry) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-    return tuple(entries)
-
-
-def _nbytes(entry: TensorEntry) -> int:
-    dtype: torch.dtype = getattr(torch, entry.dtype)
-    return torch.Size(entry.shape).numel() * dtype.itemsize

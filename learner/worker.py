@@ -17,7 +17,7 @@ from core.stream import SeededStream
 from core.weights import WeightManifest
 from core.worker_report import WorkerReport, own_report
 from learner.algorithm_config import ActorCriticConfig, AlgorithmConfig
-from learner.config import KLConfig, LearnerConfig
+from learner.config import KLConfig, LearnerConfig, LiveLearnerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,8 +176,8 @@ class LearnerWorker:
     def pack_weights(self) -> tuple[WeightManifest | None, dict[str, float]]:
         return self._push.pack()
 
-    def set_kl_coef(self, kl_coef: float) -> None:
-        self._learner.kl_controller.load({"kl_coef": kl_coef})
+    def configure(self, config: LiveLearnerConfig) -> None:
+        self._learner.configure(config)
 
     def save(self, folder: Path) -> None:
         from learner.checkpoint import save  # heavy, see `start`

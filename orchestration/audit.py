@@ -12,7 +12,7 @@ from typing import Any
 from actors.run_samples import rows_of
 from core.errors import UserError
 from orchestration.audit_books import Books
-from orchestration.journal_records import Acknowledged, unpack, unpack_group
+from orchestration.journal_records import Acknowledged, Noted, unpack, unpack_group
 from orchestration.journal_segments import Position, Segment, leftovers_of, records_of, survey
 from orchestration.run_folder import LEDGER_FOLDER
 
@@ -149,6 +149,12 @@ def committed_groups(folder: Path) -> list[Position]:
     """Where the record of each group stands that was trained on in a committed step, in that order. Raises
     `UserError` as `audit` does."""
     return [position for position in _books(_segments(folder)).trained_on() if position is not None]
+
+
+def notes(folder: Path, kind: str) -> list[Mapping[str, Any]]:
+    """What the run's drivers noted of a kind, oldest first. Raises `UserError` as `audit` does."""
+    records = (record for _, record in _records(_segments(folder)))
+    return [record.fields for record in records if isinstance(record, Noted) and record.kind == kind]
 
 
 def _segments(folder: Path) -> list[Segment]:

@@ -53,14 +53,13 @@ class Checkpoints:
         self.ledger.rollback(version)
         return version
 
-    async def save(self, version: int) -> None:
-        """A checkpoint of this version, which commits the steps up to it. Sampling goes on meanwhile."""
+    async def save(self, version: int, *, keep: int = 1) -> None:
+        """A checkpoint of this version, which commits the steps up to it; the newest `keep` stay. Sampling goes on
+        meanwhile."""
         unfinished = self._folder.begin_checkpoint(version).absolute()
         await self._learner.save(unfinished)
         self.ledger.require_ownership()
-        checkpoint = await asyncio.to_thread(
-            self._folder.commit_checkpoint, unfinished, keep=self._recipe.trainer.keep_checkpoints
-        )
+        checkpoint = await asyncio.to_thread(self._folder.commit_checkpoint, unfinished, keep=keep)
         self.ledger.commit(version)
         self._log.checkpoint(checkpoint)
 

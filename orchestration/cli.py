@@ -39,11 +39,12 @@ A RECIPE is a TOML file, or the bare name of one in deploy/recipes. KEY=VALUE ov
   leash train movie-reviews kl.kl_coef=0.1 trainer.steps=40
   leash train my.toml rewards.0.weight=0.5 --run runs/a   a second reward, at half weight
   leash train my.toml --run runs/a --resume               go on where that run stopped
+  leash rollout my.toml --policy runs/a/model             sample and score alone, without a learner
 
 A RUN is the folder of a run. While it works, it can be asked and steered from another terminal:
 
   leash status runs/a                                     what it does now, or how far it came
-  leash set runs/a kl_coef=0.05                           and pause, resume, scale
+  leash set runs/a kl_coef=0.05 steps=80                  and pause, resume, scale
   leash dash runs/a runs/b                                curves, events and rollouts in the browser
   leash verify runs/a                                     was every trajectory trained on once, or discarded?
   leash export runs/a rollouts.parquet                    every trajectory and what became of it
@@ -87,6 +88,14 @@ def _train(args: argparse.Namespace) -> None:
     from orchestration.run import train
 
     train(recipe, run_folder=args.run, resume=resume, address=args.address)
+
+
+def _rollout(args: argparse.Namespace) -> None:
+    recipe = load_recipe(find_recipe(args.recipe), [*args.overrides, f"trainer.steps={args.steps}"])
+    # Imports torch and Ray, as above.
+    from orchestration.sampling import sample
+
+    sample(recipe, run_folder=args.run, policy=args.policy, address=args.address)
 
 
 def _reward(args: argparse.Namespace) -> None:
@@ -197,6 +206,21 @@ def _add_recipe_commands(add_command: AddCommand) -> None:
         help="go on if --run holds a run, else start one there: for jobs that are tried again",
     )
     train.add_argument(
+        "--address", help="address of a running Ray cluster; default: one of its own, on this machine"
+    )
+    rollout = add("rollout", _rollout, "sample and score alone, without a learner, into the folder of a run")
+    rollout.add_argument(
+        "--run", metavar="FOLDER", type=Path, help="a new folder, for what comes out; default: one in runs/"
+    )
+    rollout.add_argument(
+        "--steps", metavar="N", default="1", help="steps' worth of prompts; default: %(default)s"
+    )
+    rollout.add_argument(
+        "--policy",
+        metavar="FOLDER",
+        help="saved model to sample from, such as runs/a/model; default: the recipe's",
+    )
+    rollout.add_argument(
         "--address", help="address of a running Ray cluster; default: one of its own, on this machine"
     )
     add("reward", _reward, "train the recipe's reward model, and report its held-out accuracy")

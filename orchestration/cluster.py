@@ -18,20 +18,19 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.decoding import decoding_of
 from actors.fleet import Fleet
 from actors.handles import RolloutHandle, ScorerFleet, ScorerHandle
 from actors.rollout import RolloutPool, WeightedReward
 from actors.weight_relay import WeightRelay
 from actors.worker import ActorSetup
 from core.errors import UserError, WorkerError
-from core.remote import answer
+from core.remote import answer, node_id
 from core.worker_report import WorkerReport
 from learner.group import LearnerGroup
-from learner.worker import LearnerSetup
 from orchestration.adapter_reference import AdapterReference
 from orchestration.config import Recipe
-from orchestration.inputs import RunInputs, value_model_path
+from orchestration.inputs import RunInputs
+from orchestration.learner_setup import learner_setup
 from orchestration.node_versions import require_same_versions
 from orchestration.placement import Worker, workers_of
 
@@ -113,12 +112,10 @@ async def started(recipe: Recipe, inputs: RunInputs, watcher: Watcher) -> AsyncI
     """
     _require_room(_needed_at_once(recipe))
     async with _placed_learner(recipe, inputs) as (learner, node):
-        workers = _fleets(recipe, learner, node, inputs, watcher)
+        pool, fleets = _fleets(recipe, learner, node, inputs, watcher)
+        workers = Workers(learner=learner, pool=pool, fleets=fleets)
         try:
-            await _all_up(
-                learner.start(),
-                *(fleet.start(_size(recipe, kind)) for kind, fleet in workers.fleets.items()),
-            )
+            await _all_up(learner.start(), *_starts(recipe, fleets))
             yield workers
         finally:
             await workers.close()
@@ -134,12 +131,28 @@ async def started_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[Le
 
 
 @asynccontextmanager
+async def started_rollouts(recipe: Recipe, inputs: RunInputs, watcher: Watcher) -> AsyncIterator[RolloutPool]:
+    """Everybody but the learner, up and loaded. They end with the context. Raises as `started` does. The reference
+    has scorers of its own, whatever the recipe says."""
+    recipe = recipe.model_copy(
+        update={"reference": recipe.reference.model_copy(update={"adapters_off": False})}
+    )
+    _require_room([worker for worker in workers_of(recipe) if worker.kind != "learner"])
+    pool, fleets = _fleets(recipe, None, node_id(), inputs, watcher)
+    try:
+        await _all_up(*_starts(recipe, fleets))
+        yield pool
+    finally:
+        await asyncio.gather(*(fleet.close() for fleet in fleets.values()))
+
+
+@asynccontextmanager
 async def _placed_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[tuple[LearnerGroup, str]]:
     """The learner's processes on their way, and Ray's id of their node."""
     ranks = [worker for worker in workers_of(recipe) if worker.kind == "learner"]
     group = await _reserve(ranks, recipe.deadlines.start_s)
     learner = LearnerGroup(
-        _learner_setup(recipe, inputs),
+        learner_setup(recipe, inputs),
         [PlacementGroupSchedulingStrategy(group, rank) for rank in range(recipe.learner.world_size)],
         learn_s=recipe.deadlines.learn_s,
         push_s=recipe.deadlines.push_s,
@@ -192,8 +205,11 @@ async def _reserve(ranks: list[Worker], deadline_s: float) -> PlacementGroup:
     return group
 
 
-def _fleets(recipe: Recipe, learner: LearnerGroup, node: str, inputs: RunInputs, watcher: Watcher) -> Workers:
-    """The learner, and fleets that have no workers yet. `node`: where rollout workers should be."""
+def _fleets(
+    recipe: Recipe, learner: LearnerGroup | None, node: str, inputs: RunInputs, watcher: Watcher
+) -> tuple[RolloutPool, dict[str, Fleet[Any]]]:
+    """Fleets that have no workers yet, by kind. `learner`: whose base may be the reference; `node`: where rollout
+    workers should be."""
     deadlines, reward_paths = recipe.deadlines, inputs.reward_paths
     setup = ActorSetup(
         model_path=inputs.model_path,
@@ -229,32 +245,18 @@ def _fleets(recipe: Recipe, learner: LearnerGroup, node: str, inputs: RunInputs,
     }
     pool = RolloutPool(
         rollout,
-        AdapterReference(learner) if recipe.reference.adapters_off else scorers["reference"],
+        AdapterReference(learner) if learner and recipe.reference.adapters_off else scorers["reference"],
         rewards,
         max_retries=recipe.faults.max_retries,
         push_s=deadlines.push_s,
     )
-    return Workers(learner=learner, pool=pool, fleets={"rollout": rollout, **scorers})
+    return pool, {"rollout": rollout, **scorers}
 
 
-def _learner_setup(recipe: Recipe, inputs: RunInputs) -> LearnerSetup:
-    return LearnerSetup(
-        model_path=inputs.model_path,
-        model=recipe.model,
-        value_model_path=value_model_path(recipe, inputs.reward_paths),
-        config=recipe.learner,
-        algorithm=recipe.algorithm,
-        kl=recipe.kl,
-        decoding=decoding_of(recipe.rollout),
-        max_new_tokens=recipe.rollout.max_new_tokens,
-        seed=recipe.seed,
-        pretraining=inputs.pretraining,
-        num_steps=recipe.trainer.steps,
-        probe_token_ids_T=inputs.probe_token_ids(recipe.model.max_model_len),
-        push_adapters=recipe.pushed_adapter_rank is not None,
-        max_probe_gap=recipe.weight_push.max_probe_gap,
-        deadline_s=recipe.deadlines.start_s,
-    )
+def _starts(recipe: Recipe, fleets: dict[str, Fleet[Any]]) -> list[Coroutine[Any, Any, None]]:
+    """As many workers of each kind as the recipe starts with."""
+    kinds = Counter(worker.kind for worker in workers_of(recipe))
+    return [fleet.start(kinds[kind]) for kind, fleet in fleets.items()]
 
 
 async def _all_up(*starts: Coroutine[Any, Any, None]) -> None:
@@ -281,11 +283,6 @@ async def _all_up(*starts: Coroutine[Any, Any, None]) -> None:
 def _scorer_configs(recipe: Recipe) -> dict[str, Any]:
     configs: dict[str, Any] = {f"reward-{reward.name}": reward for reward in recipe.rewards}
     return configs if recipe.reference.adapters_off else {"reference": recipe.reference, **configs}
-
-
-def _size(recipe: Recipe, kind: str) -> int:
-    """Workers of a kind that the recipe starts with."""
-    return sum(worker.kind == kind for worker in workers_of(recipe))
 
 
 def _node_of(group: PlacementGroup) -> str:

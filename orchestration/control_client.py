@@ -4,6 +4,7 @@ once it is over.
 Needs little beyond the standard library, so that `leash status` answers at once.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -116,7 +117,7 @@ def last_known(folder: Path, state: str) -> dict[str, Any]:
         "state": state,
         "finished": (folder / "summary.json").is_file(),
         "step": _last_step(folder / "metrics.jsonl"),
-        "steps": _num_steps(folder / "recipe.toml"),
+        "steps": _steps_set(folder / "events.jsonl") or _num_steps(folder / "recipe.toml"),
         "checkpoint": checkpoints[-1].name if checkpoints else None,
     }
 
@@ -188,6 +189,19 @@ def _last_step(metrics: Path) -> int | None:
         return int(json.loads(lines[-1])["step"]) if lines else None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{metrics}: its last line is not the figures of a step; is it damaged?") from None
+
+
+def _steps_set(events: Path) -> int | None:
+    """What was set last in flight, if anything was."""
+    lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
+    steps = None
+    for line in lines:
+        if '"trainer.steps"' in line:
+            with contextlib.suppress(
+                ValueError, KeyError
+            ):  # a line that was being written when the run was killed
+                steps = int(json.loads(line)["value"])
+    return steps
 
 
 def _num_steps(recipe: Path) -> int | None:

@@ -63,11 +63,12 @@ class HeldOut:
         """Record how this version does, and keep it if it does better than every version before."""
         await self._select(version, await self._evaluate())
 
-    async def after(self) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
-        """The comparison with the untrained policy: pairs of completions, and figures."""
+    async def after(self, version: int, *, select: bool) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
+        """The comparison with the untrained policy: pairs of completions, and figures. `select`: this version may
+        be the best, too."""
         before, after = load_samples(self._folder / BEFORE_FILE), await self._evaluate()
-        if self._recipe.trainer.evaluate_every:
-            await self._select(self._recipe.trainer.steps, after)
+        if select:
+            await self._select(version, after)
         save_samples(samples_of(after), self._folder / AFTER_FILE)
         comparison = await compare(self._workers.pool, before, after, self._inputs.decode)
         figures = summarize(comparison) | {"heldout_perplexity": await self._perplexity()}

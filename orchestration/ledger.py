@@ -105,6 +105,10 @@ class Ledger:
         """Groups that were turned away since the run began."""
         return self._standing.num_refused
 
+    def notes(self, kind: str) -> Sequence[Mapping[str, Any]]:
+        """What was noted of this kind since the run began, oldest first."""
+        return self._standing.notes.get(kind, ())
+
     def durable(self, number: int) -> RolloutGroup | None:
         """The group that was acknowledged under this number and is in no committed step: train on it instead of
         sampling one. Its prompts come without `columns`."""

@@ -4,7 +4,9 @@ Plain state. The ledger feeds it the records of earlier drivers first, then its 
 """
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from core.messages import RolloutGroup
 from orchestration.journal_records import (
@@ -12,6 +14,7 @@ from orchestration.journal_records import (
     Begun,
     Committed,
     Discarded,
+    Noted,
     Opened,
     Record,
     Refused,
@@ -51,6 +54,8 @@ class Standing:
     """By whom last."""
     num_refused: int = 0
     """Groups that were turned away."""
+    notes: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    """By kind."""
 
     def apply(self, record: Record, position: Position) -> None:
         """What this record, which stands there, changes."""
@@ -77,6 +82,8 @@ class Standing:
                 self.begun_step = record.step
             case Committed():
                 self.committed_step = record.step
+            case Noted():
+                self.notes.setdefault(record.kind, []).append(record.fields)
             case RolledBack():
                 self.begun_step = record.step
                 self.committed_step = min(self.committed_step, record.step)

@@ -1,12 +1,10 @@
 """The learner alone, on the rollouts that a run has journaled: half of the system, and the same updates again.
 
-The same rollouts in the same order from the same weights, with the KL coefficient that each step had: on the same
+The same rollouts in the same order from the same weights, with the settings that each step had: on the same
 machine and number of ranks the policy comes out the same, bit for bit.
 """
 
 import asyncio
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,14 @@ from actors.fleet import Fleet
 from actors.rollout import RolloutPool
 from core.errors import UserError
 from core.messages import RolloutGroup
-from learner.group import LearnerGroup
 from orchestration import cluster
-from orchestration.audit import committed_groups
+from orchestration.audit import committed_groups, notes
 from orchestration.checkpoints import Checkpoints
 from orchestration.config import Recipe
 from orchestration.inputs import RunInputs
 from orchestration.journal_records import Acknowledged, unpack, unpack_group
 from orchestration.journal_segments import read_record
+from orchestration.live_settings import EVENT, LiveSettings, journaled
 from orchestration.metrics_hub import MetricsHub
 from orchestration.recipe import load_recipe
 from orchestration.run_folder import LEDGER_FOLDER, RunFolder
@@ -50,22 +48,6 @@ class ReplayedGroups:
         return unpack_group(record.group)
 
 
-class AsRecorded:
-    """The learner, with the KL coefficient that each step had: somebody may have set it in flight."""
-
-    def __init__(self, learner: LearnerGroup, run: Path) -> None:
-        self._learner = learner
-        records = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        self._kl_coefs = {record["step"]: record["kl_coef"] for record in records}
-        self._step = 0
-        self.pack_weights = learner.pack_weights
-
-    async def train_step(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        self._step += 1
-        await self._learner.set_kl_coef(self._kl_coefs[self._step])
-        return await self._learner.train_step(groups)
-
-
 def learn(run: Path, into: Path) -> None:
     """Train on the committed steps of a run, into another folder: its metrics.jsonl, checkpoint and model."""
     if not (run / "recipe.toml").is_file():
@@ -91,6 +73,7 @@ def learn(run: Path, into: Path) -> None:
 async def _learn(
     recipe: Recipe, inputs: RunInputs, run: Path, source: ReplayedGroups, folder: RunFolder, log: RunLog
 ) -> None:
+    settings = LiveSettings(run / "recipe.toml", journaled(notes(run, EVENT)))
     log.phase("start")
     async with cluster.started_learner(recipe, inputs) as learner:
         checkpoints = Checkpoints(recipe, folder, learner, log, journals_groups=False)
@@ -98,7 +81,7 @@ async def _learn(
         nobody: Fleet[Any] = Fleet("rollout", _no_worker, faults=recipe.faults, start_s=1)
         trainer = Trainer(
             pool=RolloutPool(nobody, _NoReference(), {}),
-            learner=AsRecorded(learner, run),
+            learner=learner,
             source=source,
             observer=log,
             ledger=checkpoints.ledger,
@@ -107,10 +90,15 @@ async def _learn(
             deadlines=recipe.deadlines,
         )
 
+        async def as_set_then(step: int) -> None:
+            await learner.configure(settings.learner_at(step))
+
         async def nothing(version: int) -> None: ...
 
         try:
-            reached = await trainer.train(start=0, stop=source.num_steps, after_step=nothing)
+            reached = await trainer.train(
+                start=0, stop=source.num_steps, before_step=as_set_then, after_step=nothing
+            )
             log.phase("save")
             await checkpoints.save(reached)
             await learner.save_model((folder.path / "model").absolute())

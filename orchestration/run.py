@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import LearnerLost, UserError
-from core.stream import SeededStream
 from core.worker_report import own_report
 from orchestration import cluster
 from orchestration.alarm.monitor import monitor_of
@@ -20,12 +19,13 @@ from orchestration.dashboard.server import beside
 from orchestration.heldout import HeldOut
 from orchestration.inputs import RunInputs
 from orchestration.interrupts import Interrupts
+from orchestration.live_settings import EVENT, LiveSettings, journaled
 from orchestration.metrics_hub import MetricsHub
 from orchestration.monitoring.discovery import announced
 from orchestration.run_controls import RunControls
 from orchestration.run_folder import RunFolder, write_atomically, write_json
 from orchestration.run_log import RunLog
-from orchestration.sources import DatasetGroups, GroupSource, JournaledGroups, SampledGroups
+from orchestration.sources import DatasetGroups, GroupSource, sampled_groups
 from orchestration.summary import run_figures
 from orchestration.terminal import TerminalView, before_after_markdown, before_after_table
 from orchestration.trackers.opening import flat_settings, open_trackers
@@ -131,35 +131,46 @@ class Run:
         self._log.ledger = self._checkpoints.ledger
         self._heldout.resume(start)
         trainer = self._make_trainer()
-        self._controls = RunControls(self._recipe, trainer, self._workers, self._log)
+        settings = LiveSettings(
+            self._folder.path / "recipe.toml", journaled(self._checkpoints.ledger.notes(EVENT))
+        )
+        self._controls = RunControls(settings, start, trainer, self._workers, self._log)
+        if self._folder.resumed_otherwise:
+            self._controls.resumed_with(self._folder.resumed_otherwise)
+        self._log.last_step(self._controls.num_steps)
         server = ControlServer(self._folder.path, self._controls)
         try:
             await server.start()
             await trainer.push_weights()
             self._log.phase("evaluate")
             await self._heldout.before(start)
-            await self._train(trainer, start)
-            return await self._finish()
+            return await self._finish(await self._train(trainer, start))
         finally:
             await server.close()
 
-    async def _train(self, trainer: Trainer, start: int) -> None:
-        """To the last step, or to the step in which a signal asked to stop; saved in both cases."""
-        steps = self._recipe.trainer.steps
+    async def _train(self, trainer: Trainer, reached: int) -> int:
+        """To the last step, which is given back, or to the step in which a signal asked to stop; saved in both
+        cases. More steps may be ordered until then."""
         self._stop = trainer.stop
-        while True:
+        while reached < self._controls.num_steps and not trainer.is_stopping:
             try:
-                reached = await trainer.train(start=start, stop=steps, after_step=self._after_step)
+                reached = await trainer.train(
+                    start=reached,
+                    stop=self._controls.num_steps,
+                    before_step=self._controls.before_step,
+                    after_step=self._after_step,
+                )
                 if reached > self._checkpoints.committed_step:
                     await self._save_checkpoint(reached)
-                break
             except LearnerLost as error:
-                start = await self._restart_learner(trainer, error)
-        if reached < steps:
+                reached = await self._restart_learner(trainer, error)
+        self._controls.is_over = True
+        if reached < self._controls.num_steps:
             self._view.note(f"stopped after step {reached}; go on with --run {self._folder.path} --resume")
             raise KeyboardInterrupt
         self._checkpoints.ledger.finish("the run has reached its last step")
         self._stop = self._interrupts.cancel
+        return reached
 
     async def _restart_learner(self, trainer: Trainer, error: LearnerLost) -> int:
         """After the death of a rank: all ranks anew, at the last checkpoint; its version."""
@@ -173,16 +184,18 @@ class Run:
                 await self._workers.learner.restart()
                 version = await self._checkpoints.roll_back()
                 self._heldout.resume(version)
-                await self._controls.set_again()
+                self._controls.go_back(version)
                 await trainer.push_weights()
                 return version
             except LearnerLost as again:
                 error = again
 
-    async def _finish(self) -> dict[str, Any]:
+    async def _finish(self, version: int) -> dict[str, Any]:
         """Evaluate again, compare, and write what people and scripts read."""
         self._log.phase("evaluate")
-        rows, figures = await self._heldout.after()
+        rows, figures = await self._heldout.after(
+            version, select=self._controls.recipe.trainer.evaluate_every > 0
+        )
         await self._hear_all()
         self._log.phase("save")
         if self._recipe.trainer.save_model:
@@ -222,17 +235,9 @@ class Run:
         if self._inputs.datasets:
             weights = [dataset.weight for dataset in recipe.datasets]
             return DatasetGroups(pool, self._inputs.datasets, seed=recipe.seed, weights=weights)
-        sampled = SampledGroups(
-            pool,
-            SeededStream([self._inputs.train_prompts], seed=recipe.seed),
-            group_size=recipe.rollout.group_size,
-            max_resamples=recipe.rollout.max_resamples,
-            replace_lost=recipe.faults.on_lost_group == "drop",
-            replace_unrewarded=recipe.faults.on_reward_error == "drop",
-            seed=recipe.seed,
-            on_discard=self._log.discard,
+        return sampled_groups(
+            recipe, self._inputs.train_prompts, pool, self._checkpoints.ledger, on_discard=self._log.discard
         )
-        return JournaledGroups(sampled, self._checkpoints.ledger)
 
     async def _after_step(self, version: int) -> None:
         if self._seconds_to_first_step is None:
@@ -241,15 +246,15 @@ class Run:
         for kind, fleet in self._workers.fleets.items():
             self._log.retries(kind, fleet.num_retries)
         await self._hear_all()
-        if self._is_due(self._recipe.trainer.evaluate_every, version):
+        if self._is_due(self._controls.recipe.trainer.evaluate_every, version):
             self._log.phase("evaluate")
             await self._heldout.on_the_way(version)
-        if self._is_due(self._recipe.trainer.checkpoint_every, version):
+        if self._is_due(self._controls.recipe.trainer.checkpoint_every, version):
             await self._save_checkpoint(version)
 
     def _is_due(self, every: int, version: int) -> bool:
         """What is done every so many steps; at the end it is done anyway."""
-        return every > 0 and version % every == 0 and version < self._recipe.trainer.steps
+        return every > 0 and version % every == 0 and version < self._controls.recipe.trainer.steps
 
     async def _hear_all(self) -> None:
         """What every process says of itself now."""
@@ -258,7 +263,7 @@ class Run:
     async def _save_checkpoint(self, version: int) -> None:
         self._log.phase("save")
         started = time.perf_counter()
-        await self._checkpoints.save(version)
+        await self._checkpoints.save(version, keep=self._controls.recipe.trainer.keep_checkpoints)
         self._learner_restarts = 0
         self._hub.set("leash_checkpoint_seconds", time.perf_counter() - started)
         self._log.event("checkpoint", f"step {version} is committed", quiet=True)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from core.errors import UserError
 from orchestration.control_client import LiveRun, NotReachedError, how_to_go_on, last_known
+from orchestration.live_settings import SETTABLE
 
 Value = TypeVar("Value")
 Command = Callable[[argparse.Namespace], int | None]
@@ -39,7 +40,12 @@ def add_run_commands(add_command: AddCommand) -> None:
     add("pause", _pause, "let a live run stand still until it is resumed")
     add("resume", _resume, "let a paused run go on (one that has ended: leash train ... --resume)")
     change = add("set", _set, "change settings of a live run")
-    change.add_argument("settings", metavar="KEY=VALUE", nargs="+", help="such as kl_coef=0.05")
+    change.add_argument(
+        "settings",
+        metavar="KEY=VALUE",
+        nargs="+",
+        help=f"such as kl_coef=0.05; what may change: {', '.join(SETTABLE)}",
+    )
     add("verify", _verify, "check from the ledger on disk that no trajectory was lost or trained on twice")
     again = add("learn", _learn, "train the learner alone, on the rollouts that a run has journaled")
     again.add_argument("into", metavar="FOLDER", type=Path, help="a new folder, for what comes out")
@@ -57,8 +63,9 @@ def status_lines(folder: Path, status: Mapping[str, Any]) -> Iterator[str]:
         yield from ["", *_columns([header, *rows])]
     settings = status.get("settings") or {}
     if settings:
-        rows = [[key, _cell(value)] for key, value in settings.items()]
-        yield from ["", *_columns([["setting", "value"], *rows])]
+        changed = status.get("changed") or {}
+        rows = [[key, _cell(value), _cell(changed.get(key, ""))] for key, value in settings.items()]
+        yield from ["", *_columns([["setting", "value", "set" if changed else ""], *rows])]
     events = status.get("events") or []
     if events:
         yield from ["", "latest events", *(f"  {_cell(event)}" for event in events)]

@@ -1,8 +1,9 @@
 """What can be asked of a live run: its status, more or fewer workers, to stand still, and another setting."""
 
-import math
+import getpass
+import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.errors import OverOptimized, UserError
@@ -10,9 +11,11 @@ from orchestration.alarm.monitor import Alarm
 from orchestration.autoscaler import Autoscaler
 from orchestration.cluster import Workers
 from orchestration.config import Recipe
+from orchestration.live_settings import EVENT, KL_COEF, LiveSettings, as_note
 from orchestration.run_log import RunLog
 from orchestration.trainer import Trainer
 
+ALARM = "the alarm"
 MAX_WORKERS = 1024
 """Of one kind: beyond this somebody has mistyped."""
 
@@ -20,31 +23,40 @@ MAX_WORKERS = 1024
 class RunControls:
     """The run as `leash status`, `scale`, `pause`, `resume` and `set` see it. Every order is journaled."""
 
-    def __init__(self, recipe: Recipe, trainer: Trainer, workers: Workers, log: RunLog) -> None:
-        self._recipe = recipe
+    def __init__(
+        self, settings: LiveSettings, start: int, trainer: Trainer, workers: Workers, log: RunLog
+    ) -> None:
+        """`start`: the policy version that training goes on from."""
+        self._settings = settings
+        self.recipe = settings.at(start)
+        """As it holds in the step in progress."""
+        self._next_step = start + 1
+        """The first that was not begun."""
+        self.is_over = False
+        """After the last step nothing changes any more."""
         self._trainer = trainer
         self._workers = workers
         self._log = log
         self._started = time.perf_counter()
-        autoscale = recipe.rollout.autoscale
-        self._autoscaler = Autoscaler(autoscale, recipe.rollout.workers) if autoscale else None
-        self._changed: dict[str, float] = {}
-        self._settings: dict[str, Callable[[float], Awaitable[None]]] = {
-            "kl_coef": workers.learner.set_kl_coef
-        }
+        autoscale, size = self.recipe.rollout.autoscale, self.recipe.rollout.workers
+        self._autoscaler = Autoscaler(autoscale, size) if autoscale else None
 
     def status(self) -> dict[str, Any]:
         """What the run does now."""
         step = self._log.records[-1]["step"] if self._log.records else 0
         return {
-            "name": self._recipe.name,
+            "name": self.recipe.name,
             "state": "paused" if self._trainer.is_paused else self._log.phase_name,
             "step": step,
-            "steps": self._recipe.trainer.steps,
+            "steps": self.num_steps,
             "policy_version": self._workers.pool.policy_version,
             "seconds": time.perf_counter() - self._started,
             "workers": [worker for fleet in self._workers.fleets.values() for worker in self._of(fleet)],
-            "settings": self._status_settings(),
+            "settings": self._values(),
+            "changed": {
+                key: f"from step {change.from_step} on, by {change.by}"
+                for key, change in self._settings.changed().items()
+            },
             "events": list(self._log.events),
         }
 
@@ -86,27 +98,65 @@ class RunControls:
         self._trainer.resume()
 
     async def set(self, settings: Mapping[str, str]) -> None:
-        """Change settings from the next step on."""
-        values = {key: self._parsed(key, text) for key, text in settings.items()}
-        for key, value in values.items():
-            self._log.event("set", f"{key} = {value:g}")
-            await self._settings[key](value)
-            self._changed[key] = value
+        """Change settings from the next step on. On disk once it returns."""
+        self._set(settings, by=_user())
 
-    async def set_again(self) -> None:
-        """After the learner was started anew from a checkpoint, which may be older than an order."""
-        for key, value in self._changed.items():
-            await self._settings[key](value)
+    def _set(self, settings: Mapping[str, str], *, by: str) -> None:
+        if self.is_over:
+            raise UserError("the run has done its last step: nothing of it changes any more")
+        for change in self._settings.order(settings, from_step=self._next_step, by=by, check=self._in_time):
+            self._log.order(EVENT, str(change), as_note(change))
+        self._log.last_step(self.num_steps)
+
+    def _in_time(self, recipe: Recipe) -> None:
+        if recipe.trainer.steps < self._next_step:
+            raise UserError(
+                f"trainer.steps = {recipe.trainer.steps}: step {self._next_step - 1} is begun or done; "
+                f"give {self._next_step} or more"
+            )
+        if recipe.trainer.steps < self.num_steps and recipe.trainer.max_overtaken > 0:
+            raise UserError(
+                f"trainer.steps = {recipe.trainer.steps}: groups that were overtaken would never be trained on, with "
+                f'trainer.order = "{recipe.trainer.order}"; give {self.num_steps} or more, or stop the run with Ctrl-C'
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """The run's last step, as far as anybody has said."""
+        return self._settings.latest.trainer.steps
+
+    def resumed_with(self, settings: Mapping[str, str]) -> None:
+        """The recipe that resumes the run says otherwise than the one before: the last word."""
+        self._set(settings, by="the recipe that resumed it")
+
+    def go_back(self, version: int) -> None:
+        """The learner was started anew, from a checkpoint."""
+        self._next_step = version + 1
+
+    async def before_step(self, step: int) -> None:
+        """Make what was set hold in this step."""
+        self._next_step = step + 1
+        before, self.recipe = self.recipe, self._settings.at(step)
+        recipe = self.recipe
+        if recipe.rollout.autoscale != before.rollout.autoscale:
+            assert recipe.rollout.autoscale is not None, "what is left out cannot be set"
+            size = self._workers.fleets["rollout"].size
+            self._autoscaler = Autoscaler(recipe.rollout.autoscale, size)
+        for fleet in self._workers.fleets.values():
+            fleet.faults = recipe.faults
+        self._trainer.retarget(stop=recipe.trainer.steps, evaluate_every=recipe.trainer.evaluate_every)
+        await self._workers.learner.configure(self._settings.learner_at(step))
 
     async def _act_on(self, alarms: Sequence[Alarm]) -> None:
         """What the recipe has the alarm do. Raises `OverOptimized`."""
-        config = self._recipe.alarm
+        config = self.recipe.alarm
         match config.action:
             case "warn":
                 return
             case "raise_kl":
-                now: float = self._status_settings()["kl_coef"]
-                await self.set({"kl_coef": str(now * config.kl_factor)})
+                change = self._settings.change_at(KL_COEF, self._next_step)
+                if change is None or change.by != ALARM:  # else the step is done again, and so is this
+                    self._set({KL_COEF: str(self._values()[KL_COEF] * config.kl_factor)}, by=ALARM)
             case "pause":
                 await self.pause()
             case "stop":
@@ -121,23 +171,13 @@ class RunControls:
         self._log.event("scale", f"{kind}: {fleet.size} -> {size} workers, {reason}")
         fleet.scale(size)
 
-    def _parsed(self, key: str, text: str) -> float:
-        if key not in self._settings:
-            raise UserError(
-                f"{key}: cannot change while the run goes on; what can: {', '.join(self._settings)}"
-            )
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{key}={text}: give a number, 0 or more")
-        return value
-
-    def _status_settings(self) -> dict[str, float]:
-        record = self._log.records[-1] if self._log.records else {}
-        last = {key: record[key] for key in self._settings if key in record}
-        return {"kl_coef": self._recipe.kl.kl_coef} | last | self._changed
+    def _values(self) -> dict[str, Any]:
+        """Of all that can be set: what was set last, and of kl_coef what its controller has made of it since."""
+        values = self._settings.values()
+        records, change = self._log.records, self._settings.changed().get(KL_COEF)
+        if records and (change is None or change.from_step <= records[-1]["step"]):
+            values[KL_COEF] = records[-1].get("kl_coef", values[KL_COEF])
+        return values
 
     def _of(self, fleet: Any) -> list[dict[str, Any]]:
         serving = self._workers.pool.policy_version if fleet.kind == "rollout" else None
@@ -152,3 +192,11 @@ class RunControls:
             }
             for slot in fleet.slots
         ]
+
+
+def _user() -> str:
+    """Who runs this process: nobody else may read the token that an order needs."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"

@@ -25,6 +25,7 @@ from typing import Any
 from core.errors import UserError
 from orchestration.checkpoint_manifest import find_damage, write_manifest
 from orchestration.config import Recipe
+from orchestration.live_settings import resumed_otherwise
 from orchestration.recipe import load_recipe
 from orchestration.recipe_text import resolved_toml
 from orchestration.resumed_recipe import changed_settings
@@ -51,6 +52,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.resumed_otherwise: dict[str, str] = {}
+        """Of what can be set in flight: what the recipe that resumes a run says otherwise than the one before."""
         self.damaged: list[str] = []
         """What `latest_checkpoint` found wrong with checkpoints newer than the one it gave."""
 
@@ -78,13 +81,16 @@ class RunFolder:
             raise UserError(
                 f"{path}: no run to resume (no recipe.toml in it). Leave --resume out to start one."
             )
-        changed = changed_settings(load_recipe(file), recipe)
+        before = load_recipe(file)
+        changed = changed_settings(before, recipe)
         if changed:
             raise UserError(
                 f"{path}: was started with other settings: {'; '.join(changed)}. Resume it with its own {file}."
             )
         write_atomically(file, resolved_toml(recipe))
-        return cls(path)
+        folder = cls(path)
+        folder.resumed_otherwise = resumed_otherwise(before, recipe)
+        return folder
 
     def discard_if_untrained(self) -> None:
         """Take back what a run wrote that ended on bad input before its first step, so that the corrected

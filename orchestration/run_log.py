@@ -68,22 +68,35 @@ class RunLog:
         self.phase_name = name
         self._view.phase(name)
 
+    def last_step(self, steps: int) -> None:
+        """The run now ends with this step."""
+        self._view.last_step(steps)
+
     def note(self, text: str) -> None:
         self._view.note(text)
 
-    def event(self, kind: str, text: str, *, quiet: bool = False) -> None:
-        """Something happened to the run that is no step: for events.jsonl, trackers and the journal; for
-        the status and the terminal too, unless it is `quiet`."""
+    def event(
+        self, kind: str, text: str, details: Mapping[str, Any] | None = None, *, quiet: bool = False
+    ) -> None:
+        """Something happened to the run that is no step: for events.jsonl and the journal, with its details, and
+        for trackers; for the status and the terminal too, unless it is `quiet`."""
         if not quiet:
             self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
             self._view.note(text)
         self._trackers.event(kind, text)
         step = self.records[-1]["step"] if self.records else 0
+        fields = {"text": text, **(details or {})}
         append_line(
-            self._folder / "events.jsonl", {"time_s": time.time(), "step": step, "kind": kind, "text": text}
+            self._folder / "events.jsonl", {"time_s": time.time(), "step": step, "kind": kind, **fields}
         )
         if self.ledger is not None:  # what happens before it is open is not in it
-            self.ledger.note(kind, {"text": text})
+            self.ledger.note(kind, fields)
+
+    def order(self, kind: str, text: str, details: Mapping[str, Any]) -> None:
+        """An event that a resumed run must know of: on disk once this returns."""
+        assert self.ledger is not None, "orders are taken after it was opened"
+        self.event(kind, text, details)
+        self.ledger.sync()
 
     def worker_event(self, worker: str, event: str) -> None:
         """A worker joins, dies or leaves."""
@@ -150,7 +163,7 @@ class RunLog:
         record |= self._length_ratio(groups, timing)
         record |= self._system_figures()
         rows = [row for group in groups for row in rows_of(group)]
-        self._write_samples(rows, version)
+        write_samples(self._folder, rows, version)
         self.records.append(record)  # what happens from here on happens at this step
         record |= await self._audit(groups)
         append_line(self._folder / "metrics.jsonl", record)
@@ -204,8 +217,8 @@ class RunLog:
         )
         return {"trained_length_ratio": self._lengths[1] / self._lengths[0] / timing["sampled_length"]}
 
-    def _write_samples(self, rows: Sequence[dict[str, Any]], step: int) -> None:
-        lines = [json.dumps(row) for row in rows]
-        (self._folder / "samples" / f"step-{step:06d}.jsonl").write_text(
-            "\n".join(lines) + "\n", encoding="utf-8"
-        )
+
+def write_samples(run_folder: Path, rows: Sequence[dict[str, Any]], step: int) -> None:
+    """Every rollout of a step, one a line."""
+    file = run_folder / "samples" / f"step-{step:06d}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -13,6 +13,7 @@ from actors.rollout import RolloutPool
 from core.errors import RetriesExhausted, RewardError
 from core.messages import DemonstrationGroup, Prompt, RolloutGroup
 from core.stream import SeededStream
+from orchestration.config import Recipe
 
 RESAMPLED = 2**40
 """Added to a group's place in the prompt stream for each time that it is sampled anew."""
@@ -118,6 +119,28 @@ class JournaledGroups:
         accepted = self._ledger.durable(number)
         assert accepted is not None, f"group {number} was refused, and nothing else was accepted"
         return accepted
+
+
+def sampled_groups(
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    pool: RolloutPool,
+    ledger: GroupLedger,
+    *,
+    on_discard: Callable[[int, int, str], None],
+) -> JournaledGroups:
+    """What the policy makes of the prompts, as a recipe has it, in the ledger."""
+    sampled = SampledGroups(
+        pool,
+        SeededStream([prompts], seed=recipe.seed),
+        group_size=recipe.rollout.group_size,
+        max_resamples=recipe.rollout.max_resamples,
+        replace_lost=recipe.faults.on_lost_group == "drop",
+        replace_unrewarded=recipe.faults.on_reward_error == "drop",
+        seed=recipe.seed,
+        on_discard=on_discard,
+    )
+    return JournaledGroups(sampled, ledger)
 
 
 class DatasetGroups:

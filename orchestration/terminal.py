@@ -64,6 +64,10 @@ class TerminalView:
         else:
             self._print(f"{recipe_name}: {steps} steps")
 
+    def last_step(self, steps: int) -> None:
+        """The run now ends with this step."""
+        self._num_steps = steps
+
     def phase(self, name: str) -> None:
         """The run now does this, or waits for it."""
         with self._lock:

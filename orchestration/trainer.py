@@ -89,13 +89,15 @@ class Trainer:
         self._max_overtaken = max_overtaken
         self._deadlines = deadlines
         self._evaluate_every = evaluate_every
-        self._stopping = False
+        self.is_stopping = False
+        """Told to end after the step in progress."""
+        self._stop = 0
         self._running = asyncio.Event()
         self._running.set()
 
     def stop(self) -> None:
         """End after the step in progress."""
-        self._stopping = True
+        self.is_stopping = True
         self._running.set()
 
     def pause(self) -> None:
@@ -109,11 +111,25 @@ class Trainer:
     def is_paused(self) -> bool:
         return not self._running.is_set()
 
-    async def train(self, *, start: int, stop: int, after_step: Callable[[int], Awaitable[None]]) -> int:
+    def retarget(self, *, stop: int, evaluate_every: int) -> None:
+        """Call between two steps: end at this version, if that is earlier, and evaluate so often."""
+        self._stop = min(self._stop, stop)
+        self._evaluate_every = evaluate_every
+
+    async def train(
+        self,
+        *,
+        start: int,
+        stop: int,
+        after_step: Callable[[int], Awaitable[None]],
+        before_step: Callable[[int], Awaitable[None]] | None = None,
+    ) -> int:
         """Take the policy from version `start` to `stop`; the version reached, less if told to stop.
 
-        The rollout workers must hold version `start`. `after_step` is awaited with each new version.
+        The rollout workers must hold version `start`. `before_step` is awaited with the step that comes next, the
+        version before it plus one, and `after_step` with each new version.
         """
+        self._stop = stop
         queue = RolloutQueue(
             groups_per_step=self._prompts_per_step, max_lag=self._max_lag, max_overtaken=self._max_overtaken
         )
@@ -121,12 +137,14 @@ class Trainer:
         version = start
         started = time.perf_counter()
         try:
-            while version < stop and not self._stopping:
+            while version < self._stop and not self.is_stopping:
                 if self.is_paused:
                     self._observer.phase("pause")
                     await self._running.wait()
                     started = time.perf_counter()
                     continue
+                if before_step is not None:
+                    await before_step(version + 1)
                 timing = {"started": started}
                 self._observer.phase("rollout")
                 taken = await queue.take_step(
@@ -145,7 +163,7 @@ class Trainer:
                 learning = await self._learner.train_step(groups)
                 timing["learn_s"] = _lap(timing)
                 version += 1
-                if self._source.on_policy or version == stop or self._is_evaluated(version):
+                if self._source.on_policy or version == self._stop or self._is_evaluated(version):
                     self._observer.phase("push")
                     timing |= await self.push_weights()
                 timing["push_s"] = _lap(timing)

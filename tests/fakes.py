@@ -144,17 +144,21 @@ class FakeWorker:
 
     async def ping(self, deadline_s: float) -> WorkerReport:
         self.num_pings += 1
-        if self.is_silent:
-            await asyncio.sleep(deadline_s)
-            raise WorkerLost(f"{self.name} did not answer within {deadline_s:g} s (a sign of life)")
-        return await self.report()
+        await self._answer_within(deadline_s, "a sign of life")
+        return await self.report(deadline_s)
 
-    async def report(self) -> WorkerReport:
+    async def report(self, deadline_s: float) -> WorkerReport:
+        await self._answer_within(deadline_s, "a report")
         await self.work(0.0)
         return WorkerReport(
             gauges={"leash_worker_memory_bytes": 1000.0},
             totals={"leash_worker_cpu_seconds_total": float(self.num_pings)},
         )
+
+    async def _answer_within(self, deadline_s: float, what: str) -> None:
+        if self.is_silent:
+            await asyncio.sleep(deadline_s)
+            raise WorkerLost(f"{self.name} did not answer within {deadline_s:g} s ({what})")
 
     def kill(self) -> None:
         self.is_killed = True

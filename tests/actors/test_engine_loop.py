@@ -251,6 +251,33 @@ def test_a_broken_engine_is_a_lost_worker(engine: FakeEngine, threads: Threads) 
         loop.call(lambda: None)
 
 
+def test_an_engine_that_breaks_while_it_is_driven_is_a_lost_worker_too(
+    engine: FakeEngine, threads: Threads
+) -> None:
+    broken = threading.Event()
+    loop = EngineLoop(engine, on_broken=broken.set)
+
+    def pull_weights() -> None:
+        raise RuntimeError("illegal memory access")
+
+    with pytest.raises(WorkerLost, match="^the engine broke: RuntimeError: illegal memory access"):
+        soon(threads.submit(loop.drive, pull_weights))
+    assert broken.wait(PATIENCE_S)
+    with pytest.raises(WorkerLost, match="no longer runs: the engine broke: RuntimeError: illegal"):
+        loop.call(lambda: None)
+
+
+def test_a_verdict_on_what_it_was_given_leaves_the_engine_as_it_is(
+    loop: EngineLoop, threads: Threads
+) -> None:
+    def pull_weights() -> None:
+        raise WorkerError("the probe differs by 1.3 nats")
+
+    with pytest.raises(WorkerError, match="^the probe differs by 1.3 nats$"):
+        soon(threads.submit(loop.drive, pull_weights))
+    assert loop.drive(lambda: "alive") == "alive"
+
+
 def queued(loop: EngineLoop, threads: Threads, function: Callable[[], T]) -> Future[T]:
     """The call of another thread, once it waits for the step in progress."""
     before, until = loop._calls.qsize(), time.monotonic() + PATIENCE_S

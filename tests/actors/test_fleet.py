@@ -158,7 +158,7 @@ def test_a_worker_that_missed_a_refit_is_admitted_again_before_it_serves() -> No
     workers = Workers(make=SilentOnce)
 
     async def refit() -> list[str]:
-        async with workers.fleet.admission:
+        async with workers.fleet.admission.pushing():
             return await workers.fleet.refit(lambda handle: asyncio.sleep(0, handle.name))
 
     async def scenario() -> tuple[list[str], list[str]]:
@@ -200,7 +200,7 @@ def test_a_refit_makes_stale_workers_serve_and_replaces_those_that_die_of_it() -
 
     async def scenario() -> tuple[dict[str, str], list[str], dict[str, str]]:
         before = workers.states
-        async with workers.fleet.admission:
+        async with workers.fleet.admission.pushing():
             done = await workers.fleet.refit(refit)
         return before, done, workers.states
 
@@ -225,7 +225,7 @@ def test_a_refit_does_not_count_for_the_successor_of_who_was_asked(error: Worker
 
     async def scenario() -> dict[str, str]:
         await settle()
-        async with workers.fleet.admission:
+        async with workers.fleet.admission.pushing():
             await workers.fleet.refit(refit)
             return workers.states
 
@@ -240,18 +240,92 @@ def test_a_refit_that_living_workers_refuse_is_an_error() -> None:
         raise WorkerError("the probe differs by 1.3 nats")
 
     async def scenario() -> None:
-        async with workers.fleet.admission:
+        async with workers.fleet.admission.pushing():
             await workers.fleet.refit(refuse)
 
     with pytest.raises(WorkerError, match="the probe differs"):
         run(workers, scenario, size=2)
 
 
+class Busy(FakeWorker):
+    """Its pings wait until its weight pull is over; its reports do not."""
+
+    is_pulling = False
+
+    async def ping(self, deadline_s: float) -> WorkerReport:
+        if self.is_pulling:
+            await asyncio.sleep(deadline_s)
+            raise WorkerLost(f"{self.name} did not answer within {deadline_s:g} s (a sign of life)")
+        return await super().ping(deadline_s)
+
+
+def test_a_push_does_not_wait_longer_for_a_silent_worker_than_anybody_else_does() -> None:
+    workers = Workers()
+
+    async def pull(handle: FakeWorker) -> str:
+        await handle.work(1000.0 if handle.is_silent else 1.0)
+        return handle.name
+
+    async def scenario() -> tuple[list[str], float]:
+        await settle()
+        started = asyncio.get_running_loop().time()
+        workers.launched[0].is_silent = True
+        async with workers.fleet.admission.pushing():
+            done = await workers.fleet.refit(pull)
+        return done, asyncio.get_running_loop().time() - started
+
+    done, took_s = run(workers, scenario, size=2)
+    assert (done, took_s) == (["worker-1"], FAULTS.heartbeat_s + 2 * FAULTS.silence_s)
+    assert workers.events == [("worker-0", "died: worker-0 did not answer within 60 s (a report)")]
+
+
+def test_a_push_waits_for_a_worker_that_lives_and_takes_long() -> None:
+    """Its pings go unanswered for longer than those of a worker that serves may."""
+    workers = Workers(make=Busy)
+
+    async def pull(handle: Busy) -> str:
+        handle.is_pulling = True
+        await handle.work(500.0)
+        handle.is_pulling = False
+        return handle.name
+
+    async def scenario() -> list[str]:
+        await asyncio.sleep(1.0 + FAULTS.heartbeat_s - 0.5)
+        async with workers.fleet.admission.pushing():  # the next heartbeat falls into it
+            done = await workers.fleet.refit(pull)
+        await settle(100.0)
+        return done
+
+    assert run(workers, scenario, size=2) == ["worker-0", "worker-1"]
+    assert (workers.events, workers.states) == ([], {"worker-0": "serving", "worker-1": "serving"})
+
+
+def test_however_many_workers_fall_silent_while_they_join_a_push_waits_for_one_of_them_at_most() -> None:
+    workers = Workers()
+
+    async def stall(handle: FakeWorker) -> bool:
+        if handle is not workers.launched[0]:
+            handle.is_silent = True
+            await handle.work(1000.0)
+        return True
+
+    async def scenario() -> float:
+        await settle()
+        workers.fleet.scale(5)
+        await settle(1.0)
+        started = asyncio.get_running_loop().time()
+        async with workers.fleet.admission.pushing():
+            return asyncio.get_running_loop().time() - started
+
+    workers.fleet.admit = stall
+    assert run(workers, scenario) == FAULTS.heartbeat_s + 2 * FAULTS.silence_s - 1.0
+
+
 def test_nobody_is_admitted_while_the_weights_change() -> None:
     workers = Workers()
 
     async def scenario() -> tuple[int, int]:
-        async with workers.fleet.admission:
+        async with workers.fleet.admission.pushing():
             workers.fleet.scale(2)
             await settle()
             during = len(workers.admitted)

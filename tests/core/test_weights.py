@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import WorkerError
-from core.weights import TensorEntry, digest, map_buffer, verified_tensors, view_tensors
+from core.weights import TensorEntry, digest, laid_out, map_buffer, verified_tensors, view_tensors
 
 
 def entry(name: str, tensor: torch.Tensor, offset_bytes: int) -> TensorEntry:
@@ -87,3 +87,11 @@ def test_a_byte_that_changed_in_the_buffer_names_its_tensor(tmp_path: Path) -> N
     buffer[17] ^= 1
     with pytest.raises(WorkerError, match="tensor second arrived with other bytes"):
         verified_tensors(path, 32, entries)
+
+
+def test_tensors_are_laid_out_one_after_the_other_from_cache_line_to_cache_line() -> None:
+    first, second, third = laid_out(
+        [("a", (3, 5), torch.float32), ("b", (32,), torch.bfloat16), ("c", (), torch.float32)]
+    )
+    assert [(e.offset_bytes, e.num_bytes) for e in (first, second, third)] == [(0, 60), (64, 64), (128, 4)]
+    assert (first.name, first.dtype, first.shape) == ("a", "float32", (3, 5))

@@ -1,12 +1,15 @@
-"""Kills the processes of a run, one after the other at random moments, and says what became of the run.
+"""Kills and stalls the processes of a run, one after the other at random moments, and says what became of the run.
 
     python -m tests.end_to_end.chaos --seed 0 --faults 30      (make chaos SEED=0)
 
-Every part is real: vLLM, DeepSpeed, Ray, and SIGKILL. The model is tiny. A fault is survived once whoever was
-killed is replaced and a step later than any before is done.
+Every part is real: vLLM, DeepSpeed, Ray, SIGKILL and SIGSTOP. The model is tiny. A fault is survived once whoever
+was killed is replaced and a step later than any before is done. Who stalls is stopped, and woken after it was
+replaced, if it is still there: what it says then must not count. Who stalls for a moment is woken while it is
+suspect, and must serve again, the same process. An engine breaks in a worker that lives on.
 """
 
 import argparse
+import os
 import random
 import statistics
 import sys
@@ -14,6 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from typing import Any
 import psutil
 
 from core.remote import WORKER_VARIABLE
+from orchestration.control_client import LiveRun
 from tests.end_to_end.leash_process import LeashProcess, leash, records
 from tests.end_to_end.ray_cluster import RayCluster
 
@@ -35,7 +40,12 @@ ON_TWO_NODES = ("rollout.resources.num_cpus=1",)
 LEARNED = ("score_mean", "kl_nats_per_sequence", "policy_loss", "gradient_norm", "logprob_gap_max")
 """Figures of a step that follow from its rollouts and its weights alone."""
 KINDS = ("rollout", "reference", "reward", "learner", "driver")
-ALL_KINDS = (*KINDS, "node")
+STALLS = ("rollout stalled", "reward stalled", "rollout stalled for a moment", "reward stalled for a moment")
+ENGINE = "engine"
+ALL_KINDS = (*KINDS, *STALLS, ENGINE, "node")
+BROKEN_ENGINE = Path(__file__).with_name("broken_engine")
+"""Where Python finds what breaks an engine from within."""
+TO_BREAK = "rollout-0"
 
 RECIPE = """\
 name = "chaos"
@@ -79,6 +89,7 @@ save_model = false
 
 [faults]
 heartbeat_s = 1
+silence_s = 10
 """
 
 
@@ -110,6 +121,8 @@ class Chaos:
         self.differences: list[str] = []
         """Where a step that was done again, from journaled rollouts, came out otherwise."""
         self._num_drivers = 0
+        self.num_woken = 0
+        """Stalled processes that were still there to be woken."""
         self._process = self._launch()
 
     def __enter__(self) -> "Chaos":
@@ -141,11 +154,17 @@ class Chaos:
         elif kind == "node":
             assert self._cluster is not None
             self._replace_node(self._cluster)
+        elif kind in STALLS:
+            self._stall(kind, chance)
+        elif kind == ENGINE:
+            victim = next(p for p in self.processes("rollout") if worker_of(p) == TO_BREAK)
+            break_file(self.folder).touch()
+            self._until_replaced(victim.pid, TO_BREAK)
         else:
             victim = chance.choice(self.processes(kind))
             name = worker_of(victim)
             victim.kill()
-            self.until(lambda: name in [worker_of(p) for p in self.processes(kind) if p.pid != victim.pid])
+            self._until_replaced(victim.pid, name)
         self.until(lambda: self.step > before)
         tally = self.tallies[kind]
         tally.recovery_s.append(time.monotonic() - struck)
@@ -172,6 +191,34 @@ class Chaos:
         """Of the time since the first step: the part spent on steps that count."""
         return sum(float(record["step_s"]) for record in records(self.folder)[1:]) / self.wall_s
 
+    def _stall(self, kind: str, chance: random.Random) -> None:
+        """Stop a process: until it is replaced, or until it is suspect."""
+        victim = chance.choice(self.processes(kind.partition(" ")[0]))
+        name = worker_of(victim)
+        victim.suspend()
+        try:
+            if kind.endswith("moment"):
+                self.until(lambda: self._state(name) == "suspect")
+            else:
+                self._until_replaced(victim.pid, name)
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                victim.resume()
+                self.num_woken += 1
+        self.until(lambda: self._state(name) == "serving")
+        if kind.endswith("moment"):
+            assert victim.is_running(), f"{name} was replaced, although it had woken"
+
+    def _state(self, name: str) -> str:
+        """As `leash status` says it."""
+        workers = LiveRun(self.folder).status()["workers"]
+        return next((str(worker["state"]) for worker in workers if worker["name"] == name), "gone")
+
+    def _until_replaced(self, pid: int, name: str) -> None:
+        """Another process has the place of this one."""
+        kind = name.partition("-")[0]
+        self.until(lambda: name in [worker_of(p) for p in self.processes(kind) if p.pid != pid])
+
     def _replace_node(self, cluster: RayCluster) -> None:
         """Kill the last node; another joins, and takes its workers."""
         lost = {worker_of(process) for process in cluster.nodes[-1].descendants()} - {""}
@@ -184,13 +231,28 @@ class Chaos:
         self._num_drivers += 1
         log = self.folder.with_name(f"{self.folder.name}-{self._num_drivers}.log")
         if self._cluster is None:
-            return leash(*self._command, *options, log=log)
+            return leash(*self._command, *options, log=log, environment=breakable(self.folder))
         address = ["--address", self._cluster.address]
         return leash(*self._command, *address, *options, log=log, environment=self._cluster.settings)
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait while the run lives."""
         self._process.wait_until(condition, DEADLINE_S)
+
+
+def break_file(run: Path) -> Path:
+    """Where it is, the engine of `TO_BREAK` breaks."""
+    return run.with_name(f"{run.name}-break")
+
+
+def breakable(run: Path) -> dict[str, str]:
+    """Environment of processes one of which has an engine that can be broken."""
+    path = [str(BROKEN_ENGINE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "PYTHONPATH": os.pathsep.join(path),
+        "ENGINE_TO_BREAK": TO_BREAK,
+        "BREAK_FILE": str(break_file(run)),
+    }
 
 
 def differences(first: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -254,7 +316,9 @@ def main() -> None:
             "".join(f'{{"prompt": "Film {word} is"}}\n' for word in range(40)), encoding="utf-8"
         )
         recipe = write_recipe(home / "chaos.toml", model=build_tiny_model(home / "policy"), prompts=prompts)
-        with RayCluster(home, num_cpus=HEAD_CPUS) as cluster:
+        cluster = RayCluster(home, num_cpus=HEAD_CPUS)
+        cluster.settings |= breakable(home / "run")
+        with cluster:
             cluster.add_node(num_cpus=NODE_CPUS)
             with Chaos(recipe, home / "run", *ON_TWO_NODES, cluster=cluster) as chaos:
                 kinds = [*ALL_KINDS, *chance.choices(ALL_KINDS, k=max(0, args.faults - len(ALL_KINDS)))]
@@ -267,6 +331,7 @@ def main() -> None:
                     )
                 chaos.stop()
         print("\n".join(["", *chaos.differences]))
+        print(f"{chaos.num_woken} stalled processes were still there to be woken")
         print(f"{table(chaos)}\n\nproductive fraction of the time: {chaos.productive_fraction:.2f}")
         ended = leash("verify", home / "run", log=home / "verify.log").wait(DEADLINE_S)
         print(f"\n{ended.output}")

@@ -3,6 +3,7 @@
 Many more faults: `make chaos`.
 """
 
+import json
 import random
 import time
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 from tests.end_to_end.chaos import (
     CHECKPOINT_EVERY,
     DEADLINE_S,
+    ENGINE,
     HEAD_CPUS,
     KINDS,
     NODE_CPUS,
@@ -23,6 +25,8 @@ from tests.end_to_end.chaos import (
 )
 from tests.end_to_end.leash_process import leash, records
 from tests.end_to_end.ray_cluster import RayCluster
+
+STRUCK = (ENGINE, "rollout stalled", "reward stalled for a moment", *KINDS)
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -56,7 +60,7 @@ def give_orders(chaos: Chaos, logs: Path) -> dict[str, str]:
         time.sleep(1)
     order("scale", "rollout=2")
     chaos.until(lambda: len(chaos.processes("rollout")) == 2)
-    order("set", "kl_coef=0.07")
+    order("set", "kl_coef=0.07", "learning_rate=5e-4", "silence_s=140")
     order("pause")
     chaos.until(lambda: "paused" in order("status", "--json"))
     still = chaos.step
@@ -68,6 +72,17 @@ def give_orders(chaos: Chaos, logs: Path) -> dict[str, str]:
     return said
 
 
+def one_spaced(text: str) -> str:
+    """A table without its widths."""
+    return " ".join(text.split())
+
+
+def status_of(chaos: Chaos, log: Path) -> str:
+    ended = leash("status", chaos.folder, log=log).wait(DEADLINE_S)
+    assert ended.code == 0, ended.output
+    return ended.output
+
+
 @pytest.fixture(scope="module")
 def struck(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Struck:
     home = tmp_path_factory.mktemp("faults")
@@ -75,14 +90,15 @@ def struck(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPa
     chance = random.Random(0)
     with Chaos(recipe, home / "run") as chaos:
         orders = give_orders(chaos, home)
-        for kind in KINDS:
+        for kind in STRUCK:
             chaos.strike(kind, chance)
+        orders["status of the last driver"] = status_of(chaos, home / "last-status.log")
         output = chaos.stop()
     return Struck(home / "run", output, chaos, orders)
 
 
 def test_a_live_run_takes_orders(struck: Struck) -> None:
-    assert "kl_coef  0.07" in struck.orders["status"]
+    assert "kl.kl_coef 0.07 from step" in one_spaced(struck.orders["status"])
     assert [record["kl_coef"] for record in records(struck.folder)[:2]] == [0.05, 0.05]
     assert not (struck.folder / "control.json").exists(), "it went with the run"
     lines = struck.orders["status"].splitlines()
@@ -92,10 +108,44 @@ def test_a_live_run_takes_orders(struck: Struck) -> None:
     assert 0 < events.index("rollout-2 joins") < events.index("rollout-2 left")
 
 
+def test_what_was_set_holds_from_its_step_on_in_every_driver(struck: Struck) -> None:
+    """Also in steps that were done again, and after `--resume`, whose recipe.toml is as it was."""
+    orders = [
+        json.loads(line) for line in (struck.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    changes = [order["text"] for order in orders if order["kind"] == "set"]
+    first = int(changes[0].partition("from step ")[2].partition(" ")[0])
+    assert 1 < first < len(records(struck.folder))
+    assert [(record["kl_coef"], record["learning_rate"]) for record in records(struck.folder)] == [
+        (0.05, 1e-3) if record["step"] < first else (0.07, 5e-4) for record in records(struck.folder)
+    ]
+    status = one_spaced(struck.orders["status of the last driver"])
+    assert "learner.learning_rate 0.0005 from step" in status
+    assert "faults.silence_s 140 from step" in status
+
+
 def test_the_run_gets_over_the_death_of_each_kind_of_process(struck: Struck) -> None:
     assert {kind: len(tally.recovery_s) for kind, tally in struck.chaos.tallies.items()} == dict.fromkeys(
-        KINDS, 1
+        STRUCK, 1
     )
+
+
+def test_who_waited_for_a_broken_engine_heard_why(struck: Struck) -> None:
+    events = (struck.folder / "events.jsonl").read_text(encoding="utf-8")
+    assert "rollout-0 died: the engine broke: RuntimeError: broken by the test" in events
+
+
+def test_a_stalled_worker_was_noticed_by_its_silence_and_one_that_woke_in_time_lives(struck: Struck) -> None:
+    deaths = [
+        event["text"]
+        for event in map(
+            json.loads, (struck.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        )
+        if event["kind"] == "worker" and " died: " in event["text"]
+    ]
+    silent = [death for death in deaths if "did not answer within" in death]
+    assert [death for death in silent if death.startswith("rollout-")]
+    assert not [death for death in silent if death.startswith("reward-")]
 
 
 def test_every_step_is_there_once_and_in_order(struck: Struck) -> None:

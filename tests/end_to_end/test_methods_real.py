@@ -124,12 +124,55 @@ def test_choosing_the_best_of_some_samples_is_a_bar_to_compare_with(grpo: Path) 
     assert best["reward"]["mean"] > summary_of(grpo)["reward_before"]["mean"]
 
 
-def test_dpo_learns_offline_from_what_a_run_has_sampled(grpo: Path, recipe: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def rollouts(grpo: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the policy of the GRPO run says now, sampled without a learner."""
+    home = tmp_path_factory.mktemp("rollouts")
+    process = leash(
+        *("rollout", recipe, "--run", home / "run", "--steps", "2", "--policy", grpo / "model"),
+        *("rollout.top_p=1.0", "rollout.workers=2", "reference.adapters_off=true"),
+        log=home / "log",
+    )
+    ended = process.wait(DEADLINE_S)
+    assert ended.code == 0, ended.output[-4000:]
+    assert process.left_behind() == []
+    assert "32 completions of 8 prompts" in ended.output
+    return home / "run"
+
+
+def test_rollouts_alone_are_of_the_saved_policy_and_scored_by_the_base(rollouts: Path) -> None:
+    figures = summary_of(rollouts)["figures"]
+    # Of the base itself the KL would be what rounding makes of 0; three steps have moved the policy further.
+    assert figures["kl_nats"]["std"] > 1e-3
+    assert 0 < figures["letter_e"]["mean"] < 1
+    assert [(record["step"], record["lag"]) for record in records(rollouts)] == [(1, 0), (2, 0)]
+    assert not (rollouts / "checkpoints").exists()
+
+
+def test_the_account_says_that_nothing_was_learned_from_rollouts_alone(
+    rollouts: Path, tmp_path: Path
+) -> None:
+    verified = leash("verify", rollouts, log=tmp_path / "log").wait(DEADLINE_S)
+    assert verified.code == 0, verified.output
+    assert "the run is over: sampled without a learner" in verified.output
+    assert "discarded, sampled without a learner: 8 groups, 32 trajectories" in verified.output
+    assert leash("export", rollouts, tmp_path / "x.jsonl", log=tmp_path / "log2").wait(DEADLINE_S).code == 0
+    rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 32
+    assert {(row["fate"], row["reason"], row["policy_version"]) for row in rows} == {
+        ("discarded", "sampled without a learner", 0)
+    }
+    learned = leash("learn", rollouts, tmp_path / "again", log=tmp_path / "log3").wait(DEADLINE_S)
+    assert learned.code == 2
+    assert "no step of it is committed" in learned.output
+
+
+def test_dpo_learns_offline_from_what_was_sampled(rollouts: Path, recipe: Path, tmp_path: Path) -> None:
     folder = finish(
         tmp_path / "dpo",
         recipe,
         'algorithm={kind = "dpo"}',
-        f'datasets=[{{kind = "run", path = "{grpo}"}}]',
+        f'datasets=[{{kind = "run", path = "{rollouts}"}}]',
         *("trainer.steps=4", "trainer.best_of=0", "trainer.evaluate_every=2"),
         *("rollout.top_p=1.0", "rollout.temperature=0"),
     )

@@ -8,7 +8,6 @@ import pytest
 from core.errors import UserError, WorkerError
 from orchestration import cluster
 from orchestration.config import ClusterConfig, Recipe
-from orchestration.inputs import value_model_path
 from orchestration.placement import workers_of
 from orchestration.recipe import load_recipe
 from tests.fakes import run_virtually
@@ -66,11 +65,6 @@ def test_where_nodes_are_added_only_the_learner_must_fit_at_once(recipe: Recipe)
     growing = recipe.model_copy(update={"cluster": ClusterConfig(autoscaling=True)})
     assert [worker.name for worker in cluster._needed_at_once(growing)] == ["learner-0", "learner-1"]
     assert cluster._needed_at_once(recipe) == workers_of(recipe)
-
-
-def test_the_value_model_starts_from_the_reward_model_with_the_largest_weight(recipe: Recipe) -> None:
-    paths = {"reward-small": Path("small"), "reward-large": Path("large")}
-    assert value_model_path(recipe, paths) == Path("large")
 
 
 def test_of_several_workers_that_fail_the_clear_reason_counts() -> None:

@@ -82,7 +82,8 @@ def test_status_is_a_table_with_everything_the_run_says() -> None:
             },
             {"name": "reward-vader-10", "kind": "reward-vader", "state": "starting", "version": None},
         ],
-        "settings": {"kl_coef": 0.1, "learning_rate": 1e-06, "schedule": "linear"},
+        "settings": {"kl.kl_coef": 0.1, "learner.learning_rate": 1e-06, "alarm.action": "warn"},
+        "changed": {"learner.learning_rate": "from step 7 on, by ada"},
         "events": ["rollout-1: died", {"step": 9, "text": "red \x1b[31m alert"}],
     }
     assert (
@@ -94,10 +95,10 @@ worker           kind          state     version  running  restarts
 rollout-0        rollout       ready     12       4        0
 reward-vader-10  reward-vader  starting  -        -        -
 
-setting        value
-kl_coef        0.1
-learning_rate  1e-06
-schedule       linear
+setting                value  set
+kl.kl_coef             0.1
+learner.learning_rate  1e-06  from step 7 on, by ada
+alarm.action           warn
 
 latest events
   rollout-1: died
@@ -121,6 +122,11 @@ def test_status_of_a_run_that_is_over_says_how_far_it_came(
     assert said() == (
         f"{over}: not running; stopped after step 5 of 8, last checkpoint step-000004; {go_on}\n"
     )
+    (over / "events.jsonl").write_text(
+        '{"kind": "set", "key": "trainer.steps", "value": "12"}\n'
+        '{"kind": "set", "key": "trainer.steps", "value": "8"}\n{"kind": "set", "key": "trainer.steps"'
+    )
+    (over / "recipe.toml").write_text("[trainer]\nsteps = 20\n")
     (over / "metrics.jsonl").write_text('{"step": 8}\n')
     (over / "summary.json").write_text("{}")
     assert said() == f"{over}: not running; finished after step 8 of 8\n"

@@ -65,7 +65,12 @@ def test_a_run_is_resumed_on_other_workers(folder: RunFolder, tmp_path: Path) ->
     overrides = ["rollout.workers=7", "rollout.autoscale.max_workers=9", "learner.resources.num_cpus=3"]
     overrides += ["rewards.0.replicas=2", "faults.max_retries=0", "trainer.checkpoint_every=5"]
     overrides += ["learner.world_size=2", "learner.zero_stage=3"]
-    RunFolder.reopen(load_recipe(tmp_path / "tiny.toml", overrides), folder.path)
+    resumed = RunFolder.reopen(load_recipe(tmp_path / "tiny.toml", overrides), folder.path)
+    assert resumed.resumed_otherwise == {"trainer.checkpoint_every": "5"}, (
+        "it may have been set in flight, too"
+    )
+    again = RunFolder.reopen(load_recipe(folder.path / "recipe.toml"), folder.path)
+    assert again.resumed_otherwise == {}
     kept = load_recipe(folder.path / "recipe.toml")
     assert (kept.rollout.workers, kept.trainer.checkpoint_every) == (7, 5)
     assert (kept.learner.world_size, kept.learner.zero_stage) == (2, 3)

@@ -13,6 +13,9 @@ import pytest
 from core.messages import RolloutGroup
 from core.worker_report import WorkerReport
 from orchestration.alarm.monitor import Alarm, Monitor, Observation
+from orchestration.audit import notes
+from orchestration.ledger import Ledger
+from orchestration.live_settings import EVENT, Change, as_note, journaled
 from orchestration.metrics_hub import MetricsHub
 from orchestration.run_log import RunLog
 from orchestration.terminal import TerminalView
@@ -162,3 +165,17 @@ def test_a_resumed_run_goes_on_from_its_records(log: RunLog, tmp_path: Path) -> 
     log.monitor = cast(Monitor, monitor)
     log.resume([{"step": 1}])
     assert log.records == monitor.resumed == [{"step": 1}]
+
+
+def test_an_order_is_there_for_who_takes_over_although_the_driver_was_killed(
+    log: RunLog, tmp_path: Path
+) -> None:
+    def opened() -> Ledger:
+        return Ledger.open(tmp_path, committed_step=0, groups_per_step=4, journals_groups=True)
+
+    change = Change(key="kl.kl_coef", value="0.05", from_step=3, by="ada")
+    log.ledger = opened()
+    log.order(EVENT, str(change), as_note(change))
+    assert journaled(opened().notes(EVENT)) == [change]  # the first was not closed
+    assert journaled(notes(tmp_path, EVENT)) == [change]
+    assert lines(tmp_path / "events.jsonl")[0]["text"] == "kl.kl_coef = 0.05 from step 3 on, by ada"

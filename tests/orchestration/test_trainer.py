@@ -327,6 +327,39 @@ def test_told_to_stop_it_finishes_the_step_and_leaves_nothing_running(max_lag: i
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])
+def test_it_can_be_told_between_two_steps_to_end_earlier(max_lag: int) -> None:
+    loop = Loop(max_lag=max_lag)
+
+    async def before(step: int) -> None:
+        loop.observer.events.append(f"before {step}")
+        if step == 3:
+            loop.trainer.retarget(stop=3, evaluate_every=0)
+
+    async def nothing(version: int) -> None: ...
+
+    async def train() -> tuple[int, int]:
+        reached = await loop.trainer.train(start=0, stop=100, before_step=before, after_step=nothing)
+        return reached, len(asyncio.all_tasks()) - 1
+
+    assert run_virtually(train()) == (3, 0)
+    started = [event for event in loop.observer.events if event.startswith(("before", "step"))]
+    assert started == [f"{what} {step}" for step in (1, 2, 3) for what in ("before", "step")]
+
+
+def test_one_that_does_not_sample_pushes_the_weights_it_ends_with_also_when_that_is_earlier() -> None:
+    loop = Loop(source=Texts())
+
+    async def before(step: int) -> None:
+        loop.trainer.retarget(stop=2, evaluate_every=0)
+
+    async def nothing(version: int) -> None: ...
+
+    run_virtually(loop.trainer.train(start=0, stop=9, before_step=before, after_step=nothing))
+    assert loop.observer.versions == [1, 2]
+    assert [sampler.version for sampler in loop.samplers] == [2, 2]
+
+
+@pytest.mark.parametrize("max_lag", [0, 2])
 def test_an_error_of_the_learner_surfaces_and_leaves_nothing_running(max_lag: int) -> None:
     loop = Loop(max_lag=max_lag, fails_at=2)
     with pytest.raises(WorkerError, match="learner-0 died"):
