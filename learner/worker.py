@@ -4,15 +4,16 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core.config import ModelConfig
 from core.decoding import Decoding
 from core.messages import Completion, Demonstration, Float32s, Int32s, RolloutGroup
-from core.remote import node_address, node_id
+from core.remote import node_address, node_id, node_interface
 from core.stream import SeededStream
+from core.versions import Versions, require_versions, versions
 from core.weights import WeightManifest
 from core.worker_report import WorkerReport, own_report
 from learner.algorithm_config import AlgorithmConfig, PPOConfig
@@ -49,6 +50,8 @@ class LearnerSetup:
     probe_token_ids_T: Int32s
     max_probe_gap: float
     deadline_s: float
+    driver_versions: Versions = field(default_factory=versions)
+    """Of the process that makes this, which is the driver."""
 
 
 class LearnerWorker:
@@ -64,8 +67,12 @@ class LearnerWorker:
             return node_address(), probe.getsockname()[1]
 
     def start(self, setup: LearnerSetup, address: str, port: int) -> None:
-        """Join the group and load the networks."""
+        """Join the group and load the networks. Raises `UserError` on a node that runs other versions."""
+        require_versions(setup.driver_versions, {node_address(): versions()})
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
+        # Left to itself gloo tells other ranks the address that the host's name has here, which is often 127.0.0.1.
+        if interface := node_interface():
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         # Heavy imports stay out of the driver, which only needs this module's handles.
         import torch
 

@@ -39,16 +39,13 @@ class Struck:
     """What `leash` said to each order that the run was given before."""
 
 
-def give_orders(chaos: Chaos, logs: Path) -> dict[str, str]:
+def give_orders(chaos: Chaos) -> dict[str, str]:
     """Scale a live run up and down, change a setting, let it stand still and go on."""
     said: dict[str, str] = {}
 
     def order(command: str, *arguments: str) -> str:
-        name = " ".join([command, *arguments])
-        ended = leash(command, chaos.folder, *arguments, log=logs / f"{len(said)}.log").wait(DEADLINE_S)
-        assert ended.code == 0, ended.output
-        said[name] = ended.output
-        return ended.output
+        said[command] = chaos.order(command, *arguments)
+        return said[command]
 
     order("scale", "rollout=3")
     chaos.until(lambda: len(chaos.processes("rollout")) == 3)
@@ -74,7 +71,7 @@ def struck(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPa
     recipe = write_recipe(home / "chaos.toml", model=tiny_model, prompts=prompts_file)
     chance = random.Random(0)
     with Chaos(recipe, home / "run") as chaos:
-        orders = give_orders(chaos, home)
+        orders = give_orders(chaos)
         for kind in KINDS:
             chaos.strike(kind, chance)
         output = chaos.stop()
