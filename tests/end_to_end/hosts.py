@@ -1,7 +1,7 @@
 """Hosts as a cluster has them, on this machine: each with its own address, name, localhost and /dev/shm.
 
-Linux namespaces, joined by a bridge in a network namespace of its own: the machine's own network stays as it is, and
-everything goes with the processes that hold it.
+Linux namespaces, joined by a bridge in a network namespace of its own: the machine's own network stays as it is.
+Everything goes with the processes that hold it.
 """
 
 import os

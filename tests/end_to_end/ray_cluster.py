@@ -1,8 +1,9 @@
 """A Ray cluster of several nodes on this machine, each a process group of its own, that asks for a token."""
 
+import os
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.end_to_end.hosts import THIS_MACHINE, Host, Hosts
@@ -20,7 +21,15 @@ class RayCluster:
         node.kill()
     """
 
-    def __init__(self, logs: Path, *, num_cpus: int, hosts: Hosts | None = None) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        *,
+        num_cpus: int,
+        hosts: Hosts | None = None,
+        head_options: Sequence[str] = (),
+        head_environment: Mapping[str, str] | None = None,
+    ) -> None:
         """`hosts`: every node gets one of its own. Left out, they share this machine's address and memory."""
         self._home = tempfile.TemporaryDirectory(prefix="leash-ray-")  # short: sockets are in it
         self._logs = logs
@@ -44,7 +53,8 @@ class RayCluster:
         """Environment of whoever may use it."""
         self.address = f"{self.head.address}:{self.port}"
         self.nodes: list[LeashProcess] = []
-        self._num_cpus = num_cpus
+        self._head_options = (f"--num-cpus={num_cpus}", *head_options)
+        self._head_environment = head_environment
 
     def __enter__(self) -> "RayCluster":
         head = self._start(
@@ -53,7 +63,8 @@ class RayCluster:
             f"--port={self.port}",
             f"--dashboard-port={self._dashboard}",
             "--dashboard-host=127.0.0.1",
-            f"--num-cpus={self._num_cpus}",
+            *self._head_options,
+            environment=self._head_environment,
         )
         head.wait_until(lambda: "Ray runtime started" in head.output, START_S)
         return self
@@ -82,6 +93,14 @@ class RayCluster:
         settings = {**self.settings, **(environment or {})}
         self.nodes.append(LeashProcess([*host.enter, *ray, *options], log, environment=settings))
         return self.nodes[-1]
+
+
+def with_other_torch(folder: Path) -> dict[str, str]:
+    """Environment of a node that believes to have torch 0.0.1."""
+    fake = folder / "packages" / "torch-0.0.1.dist-info"
+    fake.mkdir(parents=True)
+    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n", encoding="utf-8")
+    return {"PYTHONPATH": os.pathsep.join([str(fake.parent), os.environ.get("PYTHONPATH", "")])}
 
 
 def free_port() -> int:

@@ -13,16 +13,12 @@ import pytest
 from tests.end_to_end.chaos import (
     CHECKPOINT_EVERY,
     DEADLINE_S,
-    HEAD_CPUS,
     KINDS,
-    NODE_CPUS,
-    ON_TWO_NODES,
     Chaos,
     differences,
     write_recipe,
 )
 from tests.end_to_end.leash_process import leash, records
-from tests.end_to_end.ray_cluster import RayCluster
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -129,19 +125,3 @@ def test_the_account_of_every_trajectory_is_clean(struck: Struck, tmp_path: Path
     exported = tmp_path / "trajectories.jsonl"
     assert leash("export", struck.folder, exported, log=tmp_path / "log2").wait(DEADLINE_S).code == 0
     assert len(exported.read_text(encoding="utf-8").splitlines()) >= 16 * len(records(struck.folder))
-
-
-def test_a_node_that_vanishes_takes_nothing_but_its_workers(
-    tiny_model: Path, prompts_file: Path, tmp_path: Path
-) -> None:
-    recipe = write_recipe(tmp_path / "chaos.toml", model=tiny_model, prompts=prompts_file)
-    with RayCluster(tmp_path, num_cpus=HEAD_CPUS) as cluster:
-        cluster.add_node(num_cpus=NODE_CPUS)
-        with Chaos(recipe, tmp_path / "run", *ON_TWO_NODES, cluster=cluster) as chaos:
-            chaos.strike("node", random.Random(0))
-            output = chaos.stop()
-    assert "rollout-1 died" in output or "rollout-0 died" in output
-    steps = [record["step"] for record in records(tmp_path / "run")]
-    assert steps == list(range(1, len(steps) + 1))
-    ended = leash("verify", tmp_path / "run", log=tmp_path / "log").wait(DEADLINE_S)
-    assert ended.code == 0, ended.output
