@@ -7,7 +7,9 @@ Its nodes are processes of this machine, and the rollout workers have no engine:
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -23,14 +25,17 @@ from actors.weight_relay import WeightRelay
 from actors.worker import ActorSetup, RolloutWorker
 from core.config import ModelConfig, Resources
 from core.remote import node_id
+from core.weights import WeightManifest
 from core.worker_report import WorkerReport, own_report
 from orchestration import cluster
 from orchestration.placement import Worker
 from tests.end_to_end.ray_cluster import RayCluster
+from tests.fakes import make_manifest
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 DEADLINE_S = 120
+WEIGHT_BYTES = 10 * 2**20
 HALF = Resources(num_cpus=0.5, threads=1)
 CONFIG = {
     "cluster_name": "leash-test",
@@ -83,6 +88,10 @@ class Engineless(RolloutWorker):
     def ping(self) -> WorkerReport:
         return own_report()
 
+    def pull_weights(self, manifest: WeightManifest, weights: Any = None) -> Any:
+        """Bytes that came over Ray's object store."""
+        return 0 if weights is None else len(weights)
+
 
 @pytest.fixture
 def joined(tmp_path: Path) -> Iterator[None]:
@@ -111,24 +120,36 @@ def test_nodes_come_with_rollout_workers_and_go_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handles, "RolloutWorker", Engineless)
+    weights = tmp_path / "weights"
+    weights.write_bytes(bytes(WEIGHT_BYTES))
     setup = ActorSetup(
         model_path=tmp_path, model=ModelConfig(path=str(tmp_path)), rollout=RolloutConfig(resources=HALF)
     )
 
     async def scenario() -> None:
         group = await cluster._reserve([Worker(name="learner-0", resources=HALF)], DEADLINE_S)
-        near, relay = cluster._node_of(group), WeightRelay()
+        manifest = replace(
+            make_manifest(1), node=cluster._node_of(group), path=str(weights), num_bytes=WEIGHT_BYTES
+        )
+        relay, pulled = WeightRelay(), list[Any]()
+
+        async def admit(worker: RolloutHandle) -> bool:
+            pulled.append(await worker.pull_weights(manifest, deadline_s=DEADLINE_S))
+            return True
+
         fleet = Fleet(
             "rollout",
-            lambda name: RolloutHandle(name, setup, near_node=near, relay=relay, deadline_s=DEADLINE_S),
+            lambda name: RolloutHandle(name, setup, near_node=None, relay=relay, deadline_s=DEADLINE_S),
             faults=FaultsConfig(),
             start_s=DEADLINE_S,
         )
+        fleet.admit = admit
         await fleet.start(1)
         assert num_nodes() == 1, "half of the node is the learner's, half the worker's"
         fleet.scale(3)
         await until(lambda: num_serving(fleet) == 3, "three workers serve")
         assert num_nodes() == 2
+        assert sorted(pulled) == [0, WEIGHT_BYTES, WEIGHT_BYTES]
         fleet.scale(1)
         await until(lambda: num_nodes() == 1, "the idle node is gone")
         assert num_serving(fleet) == 1
