@@ -37,39 +37,6 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 DEADLINE_S = 120
 WEIGHT_BYTES = 10 * 2**20
 HALF = Resources(num_cpus=0.5, threads=1)
-CONFIG = {
-    "cluster_name": "leash-test",
-    "max_workers": 2,
-    "provider": {
-        "type": "external",  # Ray knows it by a name, too, whose defaults its wheel lacks
-        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
-        "use_node_id_as_ip": True,
-        "disable_node_updaters": True,
-        "disable_launch_config_check": True,
-        "launch_multiple": True,
-        "head_node_id": FAKE_HEAD_NODE_ID,
-    },
-    "available_node_types": {
-        "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
-        "small": {
-            "resources": {"CPU": 1, "object_store_memory": 10**8},
-            "node_config": {},
-            "min_workers": 0,
-            "max_workers": 2,
-        },
-    },
-    "head_node_type": "ray.head.default",
-    "idle_timeout_minutes": 0.05,
-    "auth": {},
-    "file_mounts": {},
-    "cluster_synced_files": [],
-    "initialization_commands": [],
-    "setup_commands": [],
-    "head_setup_commands": [],
-    "worker_setup_commands": [],
-    "head_start_ray_commands": [],
-    "worker_start_ray_commands": [],
-}
 ENVIRONMENT = {
     "RAY_FAKE_CLUSTER": "1",
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -97,16 +64,14 @@ class Engineless(RolloutWorker):
 def joined(tmp_path: Path) -> Iterator[None]:
     """This process is the driver in a cluster of one node that may grow."""
     config = tmp_path / "autoscaling.json"
-    config.write_text(json.dumps(CONFIG), encoding="utf-8")
-    with (
-        RayCluster(
-            tmp_path,
-            num_cpus=1,
-            head_options=[f"--autoscaling-config={config}"],
-            head_environment=ENVIRONMENT,
-        ) as started,
-        pytest.MonkeyPatch.context() as environment,
-    ):
+    growing = RayCluster(
+        tmp_path,
+        num_cpus=1,
+        head_options=[f"--autoscaling-config={config}"],
+        head_environment=ENVIRONMENT,
+    )
+    config.write_text(json.dumps(configuration(growing.address)), encoding="utf-8")
+    with growing as started, pytest.MonkeyPatch.context() as environment:
         for name, value in started.settings.items():
             environment.setenv(name, value)
         reset_auth_token_state()
@@ -173,3 +138,41 @@ async def until(condition: Callable[[], bool], what: str) -> None:
                 await asyncio.sleep(0.2)
     except TimeoutError:
         raise AssertionError(f"not within {DEADLINE_S} s: {what}; {num_nodes()} nodes") from None
+
+
+def configuration(address: str) -> dict[str, Any]:
+    """Of an autoscaler that adds up to two nodes of one CPU."""
+    return {
+        "cluster_name": "leash-test",
+        "max_workers": 2,
+        "provider": {
+            "type": "external",  # Ray knows it by a name, too, whose defaults its wheel lacks
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "launch_multiple": True,
+            "gcs_address": address,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        },
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+            "small": {
+                "resources": {"CPU": 1, "object_store_memory": 10**8},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": 2,
+            },
+        },
+        "head_node_type": "ray.head.default",
+        "idle_timeout_minutes": 0.05,
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+    }
