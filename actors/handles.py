@@ -81,14 +81,17 @@ class RolloutHandle(_Handle):
     """A rollout worker as the driver sees it."""
 
     def __init__(
-        self, name: str, setup: ActorSetup, *, near_node: str, relay: WeightRelay, deadline_s: float
+        self, name: str, setup: ActorSetup, *, near_node: str | None, relay: WeightRelay, deadline_s: float
     ) -> None:
-        """`near_node`: Ray's id of the learner's node, whose memory is shared; elsewhere `relay` brings weights."""
+        """`near_node`: Ray's id of the learner's node, whose memory is shared; elsewhere `relay` brings weights.
+        None: wherever there is room. Ray's autoscaler starts no node for a worker that names one."""
         rollout = setup.rollout
         options = actor_options(name, rollout.resources, _engine_environment(rollout))
-        near = NodeAffinitySchedulingStrategy(near_node, soft=True, _spill_on_unavailable=True)
+        place: Any = "DEFAULT"
+        if near_node is not None:
+            place = NodeAffinitySchedulingStrategy(near_node, soft=True, _spill_on_unavailable=True)
         concurrency = max(MIN_CONCURRENCY, rollout.max_concurrent_sequences)
-        actor = _remote(RolloutWorker, max_concurrency=concurrency, scheduling_strategy=near, **options)
+        actor = _remote(RolloutWorker, max_concurrency=concurrency, scheduling_strategy=place, **options)
         super().__init__(name, actor.remote(setup), deadline_s)
         self._relay = relay
         self._node = ""

@@ -6,7 +6,7 @@ The driver's end of them is `actors/handles.py`.
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,11 @@ from actors.config import ReferenceConfig, RewardConfig, RolloutConfig
 from actors.engine_loop import EngineLoop
 from actors.weight_relay import brought_here
 from core.config import ModelConfig
+from core.errors import WorkerError
 from core.messages import Completion, Demonstration, SampleRequest
-from core.remote import node_id
+from core.remote import node_address, node_id
 from core.threads import busy_threads
+from core.versions import Versions, require_versions, versions
 from core.weights import WeightManifest
 from core.worker_report import WorkerReport, own_report
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorSetup:
-    """What every actor needs to know of the model."""
+    """What every actor needs to know of the model and of the driver."""
 
     model_path: Path
     model: ModelConfig
@@ -37,27 +39,38 @@ class ActorSetup:
     drain_s: float | None = None
     """Longest wait for running completions before new weights are loaded, the rest of which is sampled again; None
     if they go on under the new weights."""
+    driver_versions: Versions = field(default_factory=versions)
+    """Of the process that makes this, which is the driver."""
 
 
 class RolloutWorker:
     """Samples completions with a vLLM engine of its own."""
 
     def __init__(self, setup: ActorSetup) -> None:
+        self._setup = setup
+
+    def ready(self) -> str:
+        """Start the engine; Ray's id of the node that it is on. Not done earlier for the reason of `ScorerWorker`.
+
+        Raises `UserError` on a node that runs other versions, `WorkerError` if the engine does not start.
+        """
+        setup = self._setup
+        require_versions(setup.driver_versions, {node_address(): versions()})
         # vLLM stays out of every other process: importing it takes ten seconds.
         from actors.sampler import Sampler
 
-        self._sampler = Sampler(
-            setup.model_path,
-            setup.model,
-            setup.rollout,
-            adapter_rank=setup.adapter_rank,
-            keeps_running=setup.drain_s is None,
-        )
+        try:
+            self._sampler = Sampler(
+                setup.model_path,
+                setup.model,
+                setup.rollout,
+                adapter_rank=setup.adapter_rank,
+                keeps_running=setup.drain_s is None,
+            )
+        except Exception as error:  # vLLM's of any kind
+            raise WorkerError(f"the engine did not start: {type(error).__name__}: {error}") from error
         self._drain_s = setup.drain_s or 0.0
         self._loop = EngineLoop(self._sampler, on_broken=_end_process)
-
-    def ready(self) -> str:
-        """Ray's id of the node that it is on, once the engine is up."""
         return node_id()
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Completion]:
@@ -109,8 +122,12 @@ class ScorerWorker:
         self._path = path
 
     async def ready(self) -> None:
-        """Load the model. Not done while the process is made, because Ray would wrap a `UserError` of that."""
+        """Load the model. Not done while the process is made, because Ray would wrap a `UserError` of that.
+
+        Raises `UserError` on a node that runs other versions.
+        """
         setup, config = self._setup, self._config
+        require_versions(setup.driver_versions, {node_address(): versions()})
         if isinstance(config, ReferenceConfig):
             # torch stays out of the driver, which only needs this module's handles, and of functions' processes.
             from actors.decoding import decoding_of

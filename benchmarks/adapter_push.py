@@ -107,7 +107,7 @@ def main() -> None:
     finally:
         for side in sides:
             side.close()
-        from learner.engine import leave_group  # heavy, as above
+        from learner.process_group import leave_group  # heavy, as above
 
         leave_group()
 

@@ -26,8 +26,9 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from core.models import load_policy  # noqa: E402
 from core.packing import PackedRow, pack_row  # noqa: E402
 from learner.config import LearnerConfig  # noqa: E402
-from learner.engine import ZeroEngine, join_group, leave_group  # noqa: E402
+from learner.engine import ZeroEngine  # noqa: E402
 from learner.losses import ppo_policy_loss  # noqa: E402
+from learner.process_group import join_group, leave_group  # noqa: E402
 from orchestration.assets import resolve_model  # noqa: E402
 
 SEQUENCES, PROMPT_TOKENS, TRAINED_TOKENS = 32, 5, 24

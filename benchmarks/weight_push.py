@@ -75,9 +75,10 @@ def make_learner(**options: Any) -> Any:
     from core.models import load_policy
     from learner.algorithm_config import RLOOConfig
     from learner.config import KLConfig, LearnerConfig
-    from learner.engine import ZeroEngine, join_group
+    from learner.engine import ZeroEngine
     from learner.learner import Learner
     from learner.lora import add_adapter
+    from learner.process_group import join_group
     from orchestration.assets import resolve_model
 
     torch.set_num_threads(2)
@@ -143,7 +144,7 @@ class Push:
         }
 
     def close(self) -> None:
-        from learner.engine import leave_group  # heavy, see `__init__`
+        from learner.process_group import leave_group  # heavy, see `__init__`
 
         self._push.close()
         leave_group()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
+import psutil
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -73,6 +74,15 @@ def actor_options(
 def node_address() -> str:
     """Address of this node, as other nodes reach it."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def node_interface() -> str | None:
+    """Network interface of this node that has `node_address`; None if none has, as behind address translation."""
+    own = node_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == own for address in addresses):
+            return name
+    return None
 
 
 def node_id() -> str:

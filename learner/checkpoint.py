@@ -15,9 +15,10 @@ from typing import Any
 
 from core.errors import UserError, WorkerError
 from learner.config import LoRAConfig
-from learner.engine import ZeroEngine, all_gather, place_in_group, raise_together
+from learner.engine import ZeroEngine
 from learner.learner import Learner
 from learner.lora import merged_parameters
+from learner.process_group import all_gather, place_in_group, raise_together
 from learner.random_state import random_state, seed_random_state, set_random_state
 
 TAG = "state"

@@ -1,14 +1,12 @@
 """The door to DeepSpeed: a module whose weights, gradients and optimizer state ZeRO may shard.
 
-Import this only in a process whose environment names its rank (see `join_group`): DeepSpeed reads it.
+Import this only in a process whose environment names its rank (see `learner/process_group.py`): DeepSpeed reads it.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import deepspeed
 import torch
@@ -24,83 +22,15 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from core.errors import NonFiniteError, UserError, WorkerError
 from learner.checkpoint_files import CheckpointFiles, read_tensors
 from learner.config import LearnerConfig
+from learner.process_group import all_reduce_max, place_in_group, raise_together
 from learner.resharding import set_state
 from learner.saved_state import SavedState
-
-T = TypeVar("T")
 
 GATHER_BYTES = 64 * 2**20
 """ZeRO-3 gathers parameters for a push in buckets of about this size, so that no rank holds a second model."""
 
 SAVED_CLASSES = (fragment_address, LossScaler, ZeroStageEnum)
 """What DeepSpeed pickles into its files beside tensors and plain values. Nothing else is unpickled."""
-
-
-def join_group(*, rank: int, world_size: int, address: str, port: int, deadline_s: float) -> None:
-    """Make this process a rank of the learner group: gloo on CPUs, NCCL on GPUs."""
-    cuda = torch.cuda.is_available()
-    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world_size))
-    os.environ.update(LOCAL_RANK="0", LOCAL_SIZE=str(world_size))
-    if not cuda:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        # An all-reduce of its own for ranks on one host, which DeepSpeed would compile for a minute at the
-        # first start and whose buffers it leaves in /dev/shm: gloo does the same work.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if cuda else "gloo"
-    deepspeed.init_distributed(
-        dist_backend=backend, timeout=timedelta(seconds=deadline_s), verbose=False, auto_mpi_discovery=False
-    )
-
-
-def leave_group() -> None:
-    """Destroy the process group; without this gloo aborts the process at exit."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """The sum over ranks, on every rank."""
-    if dist.get_world_size() == 1:
-        return values
-    summed = _where_reduced(values)
-    dist.all_reduce(summed)
-    return summed.to(values.device)
-
-
-def all_reduce_max(value: int) -> int:
-    """The largest value of any rank, on every rank."""
-    if dist.get_world_size() == 1:
-        return value
-    largest = _where_reduced(torch.tensor(value))
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return int(largest)
-
-
-def all_gather(parts: list[T]) -> list[T]:
-    """The parts of all ranks, in order of rank, on every rank."""
-    if dist.get_world_size() == 1:
-        return parts
-    gathered: list[list[T]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, parts)
-    return [part for share in gathered for part in share]
-
-
-def place_in_group() -> tuple[int, int]:
-    """Rank of this process, and how many there are."""
-    return dist.get_rank(), dist.get_world_size()
-
-
-def raise_together(failure: str | None, error: type[Exception]) -> None:
-    """Raise on every rank if one of them failed, naming it, so that none waits for one that gave up.
-
-    All ranks must call, each with its own failure or None.
-    """
-    ranks_of: dict[str, list[str]] = {}
-    for rank, told in enumerate(all_gather([failure])):
-        if told is not None:
-            ranks_of.setdefault(told, []).append(str(rank))
-    if ranks_of:
-        raise error("; ".join(f"learner rank {', '.join(ranks)}: {told}" for told, ranks in ranks_of.items()))
 
 
 @contextmanager
@@ -296,11 +226,6 @@ class ZeroEngine:
                 bucket, size = [], 0
         if bucket:
             yield bucket
-
-
-def _where_reduced(tensor: torch.Tensor) -> torch.Tensor:
-    """NCCL reduces what lies on a GPU, and nothing else."""
-    return tensor.cuda() if dist.get_backend() == "nccl" else tensor
 
 
 def _full_numel(parameter: nn.Parameter) -> int:

@@ -22,7 +22,7 @@ from core.packing import PackedRow, pack_row, plan_rows
 from learner.algorithm_config import AlgorithmConfig, PolicyGradientConfig, SFTConfig
 from learner.batch import Batch, MicroBatch, make_batch, share_of_rank, split_minibatches
 from learner.config import KLConfig, LearnerConfig, LiveLearnerConfig
-from learner.engine import ZeroEngine, all_gather, all_reduce_max, all_reduce_sum
+from learner.engine import ZeroEngine
 from learner.kl_controllers import make_kl_controller
 from learner.lora import adapters_off
 from learner.losses import combine_metrics
@@ -30,6 +30,7 @@ from learner.objective import Objective, Targets
 from learner.policy_gradient import PolicyGradient
 from learner.preference import DirectAlignment
 from learner.pretraining import Pretraining
+from learner.process_group import all_gather, all_reduce_max, all_reduce_sum
 from learner.supervised import SupervisedFineTuning
 from learner.target_metrics import target_metrics
 

@@ -2,8 +2,7 @@
 
     scores, KL -> token rewards -> advantages (GAE | group | leave-one-out) -> surrogate + KL + entropy terms
 
-Dimension key: B rollouts of this rank, T completion tokens (padded), N trained tokens of a packed row,
-V vocabulary.
+Dimension key: B rollouts of this rank, T completion tokens (padded), N trained tokens of a row, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence

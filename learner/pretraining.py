@@ -11,7 +11,8 @@ import torch
 from core.messages import Demonstration
 from core.packing import pack_row, plan_rows
 from core.stream import SeededStream
-from learner.engine import ZeroEngine, all_reduce_max, all_reduce_sum
+from learner.engine import ZeroEngine
+from learner.process_group import all_reduce_max, all_reduce_sum
 
 
 class Pretraining:

@@ -32,16 +32,10 @@ from core.packing import PackedRow, pack_row, plan_rows
 from core.stream import SeededStream
 from learner.checkpoint import save_network
 from learner.config import LearnerConfig, RewardModelConfig, RewardTuningConfig
-from learner.engine import (
-    ZeroEngine,
-    all_reduce_max,
-    all_reduce_sum,
-    join_group,
-    leave_group,
-    place_in_group,
-)
+from learner.engine import ZeroEngine
 from learner.lora import add_adapter
 from learner.losses import bradley_terry_loss, k_wise_loss
+from learner.process_group import all_reduce_max, all_reduce_sum, join_group, leave_group, place_in_group
 from learner.reward_head import draw_pairs, draw_rankings
 
 DEADLINE_S = 60

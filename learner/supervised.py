@@ -11,9 +11,10 @@ import torch
 
 from learner.algorithm_config import SFTConfig
 from learner.batch import Batch, MicroBatch
-from learner.engine import ZeroEngine, all_gather
+from learner.engine import ZeroEngine
 from learner.losses import Metrics, mean_over_tokens
 from learner.objective import Targets
+from learner.process_group import all_gather
 
 
 class SupervisedFineTuning:

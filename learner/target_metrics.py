@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from learner.advantages import STD_EPSILON
-from learner.engine import all_reduce_sum
 from learner.objective import Targets
+from learner.process_group import all_reduce_sum
 
 MEANS = {
     "advantages": "advantage_mean",

@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from core.config import ModelConfig
 from core.decoding import Decoding
 from core.messages import Completion, Demonstration, Float32s, Int32s, RolloutGroup
 from core.process_state import answer_with_stacks
-from core.remote import node_address, node_id
+from core.remote import node_address, node_id, node_interface
 from core.stream import SeededStream
+from core.versions import Versions, require_versions, versions
 from core.weights import WeightManifest
 from core.worker_report import WorkerReport, own_report
 from learner.algorithm_config import ActorCriticConfig, AlgorithmConfig
@@ -52,6 +53,8 @@ class LearnerSetup:
     probe_token_ids_T: Int32s
     max_probe_gap: float
     deadline_s: float
+    driver_versions: Versions = field(default_factory=versions)
+    """Of the process that makes this, which is the driver."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,14 +86,22 @@ class LearnerWorker:
             return node_address(), probe.getsockname()[1]
 
     def start(self, setup: LearnerSetup, address: str, port: int, collective_s: float) -> None:
-        """Join the group and load the networks. `collective_s`: longest wait for the other ranks."""
+        """Join the group and load the networks. `collective_s`: longest wait for the other ranks.
+
+        Raises `UserError` on a node that runs other versions.
+        """
+        require_versions(setup.driver_versions, {node_address(): versions()})
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
+        # Left to itself gloo tells other ranks the address that the host's name has here, which is often 127.0.0.1.
+        if interface := node_interface():
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         # Heavy imports stay out of the driver, which only needs this module's handles.
         import torch
 
         from core.models import check_same_tokenizer, load_policy, load_scalar_model
-        from learner.engine import join_group, sharded_loading
+        from learner.engine import sharded_loading
         from learner.learner import Learner
+        from learner.process_group import join_group
         from learner.weight_push import WeightPush
 
         torch.set_num_threads(setup.config.resources.threads)
@@ -201,7 +212,7 @@ class LearnerWorker:
 
     def close(self) -> None:
         """Leave the process group and give back shared memory."""
-        from learner.engine import leave_group  # heavy, see `start`
+        from learner.process_group import leave_group  # heavy, see `start`
 
         self._push.close()
         leave_group()

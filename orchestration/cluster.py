@@ -226,9 +226,10 @@ def _fleets(
     }
 
     relay = WeightRelay()
+    near = None if recipe.cluster.autoscaling else node
 
     def launch_rollout(name: str) -> RolloutHandle:
-        return RolloutHandle(name, setup, near_node=node, relay=relay, deadline_s=deadlines.rollout_s)
+        return RolloutHandle(name, setup, near_node=near, relay=relay, deadline_s=deadlines.rollout_s)
 
     def launch_scorer(kind: str, config: Any) -> Callable[[str], ScorerHandle]:
         path = reward_paths.get(kind)

@@ -124,7 +124,8 @@ class ClusterConfig(Section):
     """The Ray cluster that the run is on."""
 
     autoscaling: bool = False
-    """It adds nodes when workers wait for room. Then only the learner must fit from the start."""
+    """It adds nodes when workers wait for room. Then only the learner must fit from the start, and rollout workers
+    are not kept near it."""
 
 
 class DeadlinesConfig(Section):

@@ -1,25 +1,20 @@
 """Whether all nodes of the cluster run the same versions: a difference shows up here, in a sentence, and not as a
-weight that does not load or a log-prob that is off."""
-
-from collections.abc import Iterator, Mapping
+weight that does not load or a log-prob that is off. What is compared: `core/versions.py`."""
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from core.errors import UserError, WorkerError
-from orchestration.run_folder import versions
+from core.versions import require_versions, versions
 
 DEADLINE_S = 120.0
 """For all nodes to answer: a node's first task starts a Python process, on a busy node after its others."""
 
-Versions = Mapping[str, str]
-"""Library -> version."""
-
 
 def require_same_versions() -> None:
     """Raises `UserError` naming each node and library that differs from this process, if the cluster has more than
-    one node. Nodes that join later are not asked."""
+    one node. On nodes that join later each worker asks itself (`require_versions`), before it loads anything."""
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     if len(nodes) < 2:
         return
@@ -33,31 +28,7 @@ def require_same_versions() -> None:
         for node in nodes
     }
     by_node = {node: _answer(node, reference) for node, reference in answers.items()}
-    problems = list(differences(versions(), by_node))
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def differences(own: Versions, by_node: Mapping[str, Versions]) -> Iterator[str]:
-    """A sentence for each node that does not run what this process runs."""
-    here = _comparable(own)
-    for node, found in by_node.items():
-        there = _comparable(found)
-        unlike = [
-            f"{library} {there.get(library, 'is missing')} (here {here.get(library, 'missing')})"
-            for library in sorted({*here, *there})
-            if here.get(library) != there.get(library)
-        ]
-        if unlike:
-            yield (
-                f"node {node} runs other versions than the driver: {', '.join(unlike)}; start every node from the "
-                "same image or lock"
-            )
-
-
-def _comparable(found: Versions) -> dict[str, str]:
-    """Without what may differ between a CPU and a GPU node: torch's +cpu, and the name of vLLM's package."""
-    return {library.removesuffix("-cpu"): version.partition("+")[0] for library, version in found.items()}
+    require_versions(versions(), by_node)
 
 
 def _answer(node: str, reference: "ray.ObjectRef[dict[str, str]]") -> dict[str, str]:

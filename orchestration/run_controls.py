@@ -116,8 +116,8 @@ class RunControls:
             )
         if recipe.trainer.steps < self.num_steps and recipe.trainer.max_overtaken > 0:
             raise UserError(
-                f"trainer.steps = {recipe.trainer.steps}: groups that were overtaken would never be trained on, with "
-                f'trainer.order = "{recipe.trainer.order}"; give {self.num_steps} or more, or stop the run with Ctrl-C'
+                f"trainer.steps = {recipe.trainer.steps}: groups that were overtaken would never be trained on, "
+                f'with trainer.order = "{recipe.trainer.order}"; give {self.num_steps} or more, or stop the run'
             )
 
     @property

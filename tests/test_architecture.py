@@ -27,7 +27,7 @@ DOORS = {
         "actors/adapter_pull.py",
         "actors/engine_stats.py",
     },
-    "deepspeed": {"learner/engine.py", "learner/resharding.py"},
+    "deepspeed": {"learner/engine.py", "learner/process_group.py", "learner/resharding.py"},
     "ray": {
         "core/remote.py",
         "actors/handles.py",

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import UserError
+from core.versions import versions
 from orchestration.assets import ASSETS, asset_path, cache_folder
 from orchestration.planning.machine import SHARED_MEMORY, own_ram
-from orchestration.run_folder import versions
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 RAY_PORTS = (6379, 8265)

@@ -116,6 +116,8 @@ class Chaos:
         """`cluster`: the Ray cluster to join, whose last node is the one to kill; left out, the run has its own."""
         self._command: list[str | Path] = ["train", recipe, *overrides, "--run", folder]
         self._cluster = cluster
+        self._enter = cluster.head.enter if cluster else ()
+        self._num_orders = 0
         self.folder = folder
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self.differences: list[str] = []
@@ -175,6 +177,14 @@ class Chaos:
             tally.redone_tokens += sum(int(record["tokens"]) for record in redone)
             self.differences += list(differences(redone, records(self.folder)))
 
+    def order(self, command: str, *arguments: str) -> str:
+        """Give the run an order; what `leash` says to it."""
+        self._num_orders += 1
+        log = self.folder.with_name(f"{self.folder.name}-order-{self._num_orders}.log")
+        ended = leash(command, self.folder, *arguments, log=log, enter=self._enter).wait(DEADLINE_S)
+        assert ended.code == 0, ended.output
+        return ended.output
+
     def stop(self) -> str:
         """Ask the run to end as a scheduler would; what it printed. Call once."""
         self.wall_s = time.monotonic() - self._started
@@ -232,8 +242,12 @@ class Chaos:
         log = self.folder.with_name(f"{self.folder.name}-{self._num_drivers}.log")
         if self._cluster is None:
             return leash(*self._command, *options, log=log, environment=breakable(self.folder))
-        address = ["--address", self._cluster.address]
-        return leash(*self._command, *address, *options, log=log, environment=self._cluster.settings)
+        return leash(
+            *(*self._command, "--address", self._cluster.address, *options),
+            log=log,
+            environment=self._cluster.settings,
+            enter=self._enter,
+        )
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait while the run lives."""

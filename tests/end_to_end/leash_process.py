@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,14 @@ class LeashProcess:
             return False
 
 
-def leash(*arguments: str | Path, log: Path, environment: Mapping[str, str] | None = None) -> LeashProcess:
-    return LeashProcess([str(BIN / "leash"), *map(str, arguments)], log, environment=environment)
+def leash(
+    *arguments: str | Path,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    enter: Sequence[str] = (),
+) -> LeashProcess:
+    """`enter`: of the host that it runs on, if that is not this machine (`hosts.py`)."""
+    return LeashProcess([*enter, str(BIN / "leash"), *map(str, arguments)], log, environment=environment)
 
 
 def shared_memory_files() -> set[str]:

@@ -1,23 +1,15 @@
 """A Ray cluster of several nodes on this machine, each a process group of its own, that asks for a token."""
 
+import os
 import socket
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.end_to_end.hosts import THIS_MACHINE, Host, Hosts
 from tests.end_to_end.leash_process import BIN, LeashProcess
 
 START_S = 90
-OWN_MEMORY = (
-    "unshare",
-    "--mount",
-    "sh",
-    "-c",
-    'mount -t tmpfs -o size=1g tmpfs /dev/shm && exec "$@"',
-    "node",
-)
-"""A command run with these before it sees another /dev/shm than everybody else."""
 
 
 class RayCluster:
@@ -29,9 +21,24 @@ class RayCluster:
         node.kill()
     """
 
-    def __init__(self, logs: Path, *, num_cpus: int) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        *,
+        num_cpus: int,
+        hosts: Hosts | None = None,
+        head_options: Sequence[str] = (),
+        head_environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`hosts`: every node gets one of its own. Left out, they share this machine's address and memory."""
         self._home = tempfile.TemporaryDirectory(prefix="leash-ray-")  # short: sockets are in it
         self._logs = logs
+        self._hosts = hosts
+        session = Path(self._home.name) / "ray"
+        session.mkdir()
+        self._own_folders = (str(session),)
+        self.head = self._host()
+        """Where the first node is, and drivers start."""
         token = Path(self._home.name) / "token"
         token.write_text("0123456789abcdef" * 4, encoding="utf-8")
         token.chmod(0o600)
@@ -40,23 +47,26 @@ class RayCluster:
         self.settings = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_TMPDIR": self._home.name,
+            "RAY_TMPDIR": str(session),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         """Environment of whoever may use it."""
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"{self.head.address}:{self.port}"
         self.nodes: list[LeashProcess] = []
-        self._num_cpus = num_cpus
+        self._head_options = (f"--num-cpus={num_cpus}", *head_options)
+        self._head_environment = head_environment
 
     def __enter__(self) -> "RayCluster":
         head = self._start(
+            self.head,
             "--head",
             f"--port={self.port}",
             f"--dashboard-port={self._dashboard}",
             "--dashboard-host=127.0.0.1",
-            f"--num-cpus={self._num_cpus}",
+            *self._head_options,
+            environment=self._head_environment,
         )
-        head.wait_until(lambda: answers(self._dashboard) and answers(self.port), START_S)
+        head.wait_until(lambda: "Ray runtime started" in head.output, START_S)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -64,34 +74,33 @@ class RayCluster:
             node.kill()
         self._home.cleanup()
 
-    def add_node(
-        self, *, num_cpus: int, own_memory: bool = False, environment: Mapping[str, str] | None = None
-    ) -> LeashProcess:
-        """One more node, if need be with its own /dev/shm, as another machine has. Returns once it has joined."""
+    def add_node(self, *, num_cpus: int, environment: Mapping[str, str] | None = None) -> LeashProcess:
+        """One more node, with `environment` beside its own. Returns once it has joined."""
         node = self._start(
-            f"--address={self.address}",
-            f"--num-cpus={num_cpus}",
-            wrapper=OWN_MEMORY if own_memory else (),
-            environment=environment,
+            self._host(), f"--address={self.address}", f"--num-cpus={num_cpus}", environment=environment
         )
         node.wait_until(lambda: "Ray runtime started" in node.output, START_S)
         return node
 
-    def _start(
-        self, *options: str, wrapper: Sequence[str] = (), environment: Mapping[str, str] | None = None
-    ) -> LeashProcess:
+    def _host(self) -> Host:
+        return self._hosts.add(self._own_folders) if self._hosts else THIS_MACHINE
+
+    def _start(self, host: Host, *options: str, environment: Mapping[str, str] | None = None) -> LeashProcess:
         # Ray's own choice is taken where another Ray runs, and without this port a node takes no jobs.
         agent = f"--dashboard-agent-listen-port={free_port()}"
         ray = [str(BIN / "ray"), "start", "--block", "--object-store-memory=200000000", agent]
-        command = [*wrapper, *ray, *options]
         log = self._logs / f"node-{len(self.nodes)}.log"
-        self.nodes.append(LeashProcess(command, log, environment={**self.settings, **(environment or {})}))
+        settings = {**self.settings, **(environment or {})}
+        self.nodes.append(LeashProcess([*host.enter, *ray, *options], log, environment=settings))
         return self.nodes[-1]
 
 
-def may_have_own_memory() -> bool:
-    """Whether this user may give a process a /dev/shm of its own."""
-    return subprocess.run([*OWN_MEMORY, "true"], capture_output=True, check=False).returncode == 0
+def with_other_torch(folder: Path) -> dict[str, str]:
+    """Environment of a node that believes to have torch 0.0.1."""
+    fake = folder / "packages" / "torch-0.0.1.dist-info"
+    fake.mkdir(parents=True)
+    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n", encoding="utf-8")
+    return {"PYTHONPATH": os.pathsep.join([str(fake.parent), os.environ.get("PYTHONPATH", "")])}
 
 
 def free_port() -> int:
@@ -99,8 +108,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,4 @@
-"""Jobs and nodes of a real Ray cluster, without a run: a minute, and next to no memory."""
+"""Jobs and nodes of a real Ray cluster; one job is a training run of tiny models."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +8,10 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 
 from orchestration import submit
 from orchestration.jobs import run_job
-from tests.end_to_end.leash_process import LeashProcess
-from tests.end_to_end.ray_cluster import RayCluster
+from tests.end_to_end import reward_functions
+from tests.end_to_end.chaos import DEADLINE_S, write_recipe
+from tests.end_to_end.leash_process import Ended, LeashProcess, leash, records
+from tests.end_to_end.ray_cluster import RayCluster, with_other_torch
 from tests.orchestration.job_client import check_contract
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(200)]
@@ -78,11 +80,44 @@ def test_a_job_is_tried_again_in_what_the_first_try_left(cluster: RayCluster, tm
     assert (code, written) == (0, ["started", "resumed"])
 
 
+@pytest.mark.timeout(600)
+def test_a_submitted_recipe_is_trained(
+    cluster: RayCluster, tiny_model: Path, prompts_file: Path, tmp_path: Path
+) -> None:
+    """With a module of rewards that it brings along. What no retry mends is not tried again."""
+    recipe = write_recipe(tmp_path / "recipe.toml", model=tiny_model, prompts=prompts_file)
+    rewards = Path(reward_functions.__file__)
+    text = recipe.read_text(encoding="utf-8").replace(reward_functions.__name__, rewards.stem)
+    recipe.write_text(text, encoding="utf-8")
+
+    def submit(run: str, *overrides: str) -> Ended:
+        return leash(
+            *("submit", recipe, "trainer.steps=2", *overrides),
+            *(
+                "--address",
+                cluster.dashboard,
+                "--run",
+                tmp_path / run,
+                "--include",
+                rewards,
+                "--retries",
+                "1",
+            ),
+            log=tmp_path / f"{run}.log",
+            environment=cluster.settings,
+        ).wait(DEADLINE_S)
+
+    trained = submit("run")
+    assert trained.code == 0, trained.output[-4000:]
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 2]
+    refused = submit("refused", "learner.resources.num_cpus=7")
+    assert refused.code == 2, refused.output[-4000:]
+    assert refused.output.count("submitted leash-") == 1
+    assert "but the cluster has 1 CPU" in refused.output
+
+
 def test_a_node_of_another_version_is_named(cluster: RayCluster, tmp_path: Path) -> None:
-    fake = tmp_path / "packages" / "torch-0.0.1.dist-info"
-    fake.mkdir(parents=True)
-    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n", encoding="utf-8")
-    cluster.add_node(num_cpus=1, environment={"PYTHONPATH": str(fake.parent)})
+    cluster.add_node(num_cpus=1, environment=with_other_torch(tmp_path))
     join = LeashProcess(
         ["python", "-c", JOIN, cluster.address], tmp_path / "log", environment=cluster.settings
     )

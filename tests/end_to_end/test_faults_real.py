@@ -15,16 +15,12 @@ from tests.end_to_end.chaos import (
     CHECKPOINT_EVERY,
     DEADLINE_S,
     ENGINE,
-    HEAD_CPUS,
     KINDS,
-    NODE_CPUS,
-    ON_TWO_NODES,
     Chaos,
     differences,
     write_recipe,
 )
 from tests.end_to_end.leash_process import leash, records
-from tests.end_to_end.ray_cluster import RayCluster
 
 STRUCK = (ENGINE, "rollout stalled", "reward stalled for a moment", *KINDS)
 
@@ -43,16 +39,13 @@ class Struck:
     """What `leash` said to each order that the run was given before."""
 
 
-def give_orders(chaos: Chaos, logs: Path) -> dict[str, str]:
+def give_orders(chaos: Chaos) -> dict[str, str]:
     """Scale a live run up and down, change a setting, let it stand still and go on."""
     said: dict[str, str] = {}
 
     def order(command: str, *arguments: str) -> str:
-        name = " ".join([command, *arguments])
-        ended = leash(command, chaos.folder, *arguments, log=logs / f"{len(said)}.log").wait(DEADLINE_S)
-        assert ended.code == 0, ended.output
-        said[name] = ended.output
-        return ended.output
+        said[command] = chaos.order(command, *arguments)
+        return said[command]
 
     order("scale", "rollout=3")
     chaos.until(lambda: len(chaos.processes("rollout")) == 3)
@@ -77,22 +70,16 @@ def one_spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def status_of(chaos: Chaos, log: Path) -> str:
-    ended = leash("status", chaos.folder, log=log).wait(DEADLINE_S)
-    assert ended.code == 0, ended.output
-    return ended.output
-
-
 @pytest.fixture(scope="module")
 def struck(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Struck:
     home = tmp_path_factory.mktemp("faults")
     recipe = write_recipe(home / "chaos.toml", model=tiny_model, prompts=prompts_file)
     chance = random.Random(0)
     with Chaos(recipe, home / "run") as chaos:
-        orders = give_orders(chaos, home)
+        orders = give_orders(chaos)
         for kind in STRUCK:
             chaos.strike(kind, chance)
-        orders["status of the last driver"] = status_of(chaos, home / "last-status.log")
+        orders["status of the last driver"] = chaos.order("status")
         output = chaos.stop()
     return Struck(home / "run", output, chaos, orders)
 
@@ -182,34 +169,3 @@ def test_the_account_of_every_trajectory_is_clean(struck: Struck, tmp_path: Path
     exported = tmp_path / "trajectories.jsonl"
     assert leash("export", struck.folder, exported, log=tmp_path / "log2").wait(DEADLINE_S).code == 0
     assert len(exported.read_text(encoding="utf-8").splitlines()) >= 16 * len(records(struck.folder))
-
-
-IN_COMPLETION_ORDER = (
-    *("trainer.order=completion", "trainer.max_lag=2"),
-    *("algorithm.importance_sampling=token", "deadlines.rollout_s=600"),
-)
-
-
-def test_a_node_that_vanishes_takes_nothing_but_its_workers(
-    tiny_model: Path, prompts_file: Path, tmp_path: Path
-) -> None:
-    """In completion order, where what is late with the node is overtaken. The driver is killed after it."""
-    recipe = write_recipe(tmp_path / "chaos.toml", model=tiny_model, prompts=prompts_file)
-    with RayCluster(tmp_path, num_cpus=HEAD_CPUS) as cluster:
-        cluster.add_node(num_cpus=NODE_CPUS)
-        settings = (*ON_TWO_NODES, *IN_COMPLETION_ORDER)
-        with Chaos(recipe, tmp_path / "run", *settings, cluster=cluster) as chaos:
-            chaos.strike("node", random.Random(0))
-            events = (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8")
-            chaos.strike("driver", random.Random(0))
-            output = chaos.stop()
-    assert "rollout-1 died" in events or "rollout-0 died" in events
-    assert chaos.differences == []
-    found = records(tmp_path / "run")
-    assert [record["step"] for record in found] == list(range(1, len(found) + 1))
-    assert f"stopped after step {len(found)}" in output
-    assert min(record["lag"] for record in found) >= 0
-    assert max(record["lag"] for record in found) <= 2
-    assert max(record["groups_overtaken"] for record in found) > 0
-    ended = leash("verify", tmp_path / "run", log=tmp_path / "log").wait(DEADLINE_S)
-    assert ended.code == 0, ended.output

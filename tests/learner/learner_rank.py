@@ -40,10 +40,11 @@ from learner.algorithm_config import (
     SFTConfig,
 )
 from learner.config import KLConfig, LearnerConfig
-from learner.engine import ZeroEngine, join_group, leave_group, sharded_loading
+from learner.engine import ZeroEngine, sharded_loading
 from learner.learner import Learner
 from learner.lora import add_adapter
 from learner.pretraining import Pretraining
+from learner.process_group import join_group, leave_group
 
 VOCABULARY = 512
 GROUPS, GROUP_SIZE, LONGEST = 5, 3, 40

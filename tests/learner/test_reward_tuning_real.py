@@ -29,7 +29,7 @@ import json, sys
 from pathlib import Path
 import numpy as np, torch
 from learner.config import RewardModelConfig
-from learner.engine import join_group, leave_group
+from learner.process_group import join_group, leave_group
 from learner.reward_tuning import tune
 join_group(rank=0, world_size=1, address="127.0.0.1", port=int(sys.argv[1]), deadline_s=60)
 for folder, config in json.loads(sys.argv[2]):

@@ -2,10 +2,13 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from core.errors import UserError, WorkerError
+from core.worker_report import WorkerReport
 from orchestration import cluster
 from orchestration.config import ClusterConfig, Recipe
 from orchestration.placement import workers_of
@@ -47,6 +50,14 @@ prompts_per_step = 4
 """
 
 
+class Unwatched:
+    """Tells nobody."""
+
+    def worker_event(self, worker: str, event: str) -> None: ...
+
+    def worker_report(self, worker: str, report: WorkerReport) -> None: ...
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
@@ -65,6 +76,22 @@ def test_where_nodes_are_added_only_the_learner_must_fit_at_once(recipe: Recipe)
     growing = recipe.model_copy(update={"cluster": ClusterConfig(autoscaling=True)})
     assert [worker.name for worker in cluster._needed_at_once(growing)] == ["learner-0", "learner-1"]
     assert cluster._needed_at_once(recipe) == workers_of(recipe)
+
+
+@pytest.mark.parametrize(("autoscaling", "expected"), [(False, "learners-node"), (True, None)])
+def test_rollout_workers_name_the_learners_node_only_where_none_is_added(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, autoscaling: bool, expected: str | None
+) -> None:
+    """Ray's autoscaler starts no node for a worker that names one (`tests/end_to_end/test_autoscaling_real.py`)."""
+    named: list[str | None] = []
+    monkeypatch.setattr(
+        cluster, "RolloutHandle", lambda name, setup, *, near_node, **rest: named.append(near_node)
+    )
+    inputs: Any = SimpleNamespace(model_path=Path("tiny"), reward_paths={})
+    placed = recipe.model_copy(update={"cluster": ClusterConfig(autoscaling=autoscaling)})
+    _, fleets = cluster._fleets(placed, None, "learners-node", inputs, Unwatched())
+    fleets["rollout"]._launch("rollout-0")
+    assert named == [expected]
 
 
 def test_of_several_workers_that_fail_the_clear_reason_counts() -> None:

