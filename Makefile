@@ -4,7 +4,7 @@
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help setup demo test chaos lint lock
+.PHONY: help setup demo test chaos lint lock audit
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -21,7 +21,7 @@ test: lint ## Formatting, lint, types, unit tests, then tests on the real stack
 	$(BIN)/python -m pytest -m "not real"
 	$(BIN)/python -m pytest -m real
 
-chaos: setup ## Kill 30 processes of a tiny run, one after the other (SEED=0, FAULTS=30)
+chaos: setup ## Kill and stall 30 processes of a tiny run, one after the other (SEED=0, FAULTS=30)
 	@$(BIN)/python -m tests.end_to_end.chaos --seed $(or $(SEED),0) --faults $(or $(FAULTS),30)
 
 lint: setup ## Formatting, lint and strict types alone
@@ -29,11 +29,8 @@ lint: setup ## Formatting, lint and strict types alone
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict
 
-# torch's +cpu file is not on every index, so uv is shown the folders and indexes that pip knows.
 lock: setup ## Choose the newest versions that pyproject.toml allows, pinned by hash
-	@find_links="$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null || true)}"; \
-	export UV_FIND_LINKS="$$(echo $$find_links | tr -s ' ' ,)"; \
-	export UV_EXTRA_INDEX_URL="$${UV_EXTRA_INDEX_URL:-$$PIP_EXTRA_INDEX_URL}"; \
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra datasets --extra demo --extra trackers --extra dev \
-		--override deploy/requirements-cpu.overrides --python-version 3.11 \
-		--generate-hashes --no-header --quiet -o deploy/requirements-cpu.lock
+	@$(BIN)/python deploy/lock.py
+
+audit: setup ## The lock, yanked releases, hashes, licences, vendored JavaScript, known vulnerabilities
+	@$(BIN)/python -m deploy.audit

