@@ -24,7 +24,6 @@ ON_HOSTS = (
     "learner.zero_stage=2",
     "learner.resources.num_cpus=1.2",  # two do not fit on a host
     "rollout.resources.num_cpus=0.5",  # beside a rank there is room for one
-    "faults.max_restarts=1",
 )
 SERVING = {"rollout-0", "rollout-1", "rollout-2", "reference-0", "reward-letter_e-0"}
 READ = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=60).read().decode())"
