@@ -36,13 +36,14 @@ class AdapterPull:
         assert manifest.adapters is not None
         tensors = verified_tensors(manifest.path, manifest.num_bytes, manifest.tensors)
         manager: LoRAModelManager = self.model_runner.get_model().lora_manager
+        dtype: Any = manager.lora_config.lora_dtype  # by now it is one
         alpha: Any = manifest.adapters.alpha  # vLLM declares an int, and divides by the rank
         adapters = LoRAModel.from_lora_tensors(
             ADAPTERS.adapter_id,
             {name: tensor.clone() for name, tensor in tensors},  # vLLM scales B where it lies
             PEFTHelper(r=manifest.adapters.rank, lora_alpha=alpha, target_modules=[]),
             device="cpu",
-            dtype=manager.lora_config.lora_dtype,
+            dtype=dtype,
             weights_mapper=_renamed(manager.model),
         )
         _check_layers(adapters, manager)

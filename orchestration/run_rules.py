@@ -12,7 +12,7 @@ from actors.config import (
     RolloutConfig,
 )
 from core.config import ModelConfig
-from learner.algorithm_config import AlgorithmConfig, PolicyGradientConfig
+from learner.algorithm_config import AlgorithmConfig, ClippedConfig
 from learner.config import LearnerConfig
 from orchestration.config import DeadlinesConfig, MetricsConfig, TrainerConfig, WeightPushConfig
 from orchestration.contradiction import Contradiction
@@ -84,7 +84,7 @@ def _check_order(
         yield Contradiction(
             ("trainer.order", "datasets"), "texts of a dataset are not waited for", 'set "start"'
         )
-    corrects = not isinstance(algorithm, PolicyGradientConfig) or algorithm.importance_sampling != "none"
+    corrects = not isinstance(algorithm, ClippedConfig) or algorithm.importance_sampling != "none"
     if trainer.max_lag > 0 and not corrects:
         yield Contradiction(
             ("trainer.order", "algorithm.importance_sampling"),

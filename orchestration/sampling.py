@@ -160,8 +160,9 @@ async def _step(source: GroupSource, recipe: Recipe, step: int) -> list[RolloutG
     queue = RolloutQueue(groups_per_step=size, max_lag=0)
     try:
         for number in range((step - 1) * size, step * size):
-            await queue.start(lambda number=number: source.group(number))  # type: ignore[misc]
-        return await queue.take_step(deadline_s=recipe.deadlines.rollout_s)
+            await queue.start(number, lambda number=number: source.group(number))  # type: ignore[misc]
+        groups = await queue.take_step(step, deadline_s=recipe.deadlines.rollout_s)
+        return list(groups.values())
     finally:
         await queue.close()
 

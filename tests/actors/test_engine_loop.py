@@ -335,6 +335,7 @@ def test_who_was_held_back_hears_that_the_engine_broke(
     soon(other)  # by now they are held back
     engine.failure = RuntimeError("out of memory")
     engine.steps.release(2)
-    for waiting in (pull, late):
+    everybody: tuple[Future[Any], ...] = (pull, late)
+    for waiting in everybody:
         with pytest.raises(WorkerLost, match="out of memory"):
             soon(waiting)

@@ -91,18 +91,11 @@ def test_a_submitted_recipe_is_trained(
     recipe.write_text(text, encoding="utf-8")
 
     def submit(run: str, *overrides: str) -> Ended:
+        options: list[str | Path] = ["--address", cluster.dashboard, "--run", tmp_path / run]
+        options += ["--include", rewards, "--retries", "1"]
         return leash(
             *("submit", recipe, "trainer.steps=2", *overrides),
-            *(
-                "--address",
-                cluster.dashboard,
-                "--run",
-                tmp_path / run,
-                "--include",
-                rewards,
-                "--retries",
-                "1",
-            ),
+            *options,
             log=tmp_path / f"{run}.log",
             environment=cluster.settings,
         ).wait(DEADLINE_S)

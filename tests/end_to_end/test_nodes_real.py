@@ -4,6 +4,7 @@ join, are refused, vanish, and leave."""
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,6 @@ ON_HOSTS = (
     "learner.zero_stage=2",
     "learner.resources.num_cpus=1.2",  # two do not fit on a host
     "rollout.resources.num_cpus=0.5",  # beside a rank there is room for one
-    "faults.max_restarts=1",
     # What is late with a host is overtaken.
     *("trainer.order=completion", "trainer.max_lag=2"),
     *("algorithm.importance_sampling=token", "deadlines.rollout_s=600"),
@@ -64,7 +64,8 @@ def seen(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPath
 
             cluster.add_node(num_cpus=NODE_CPUS)
             chaos.order("scale", "rollout=3")
-            chaos.until(lambda: chaos.order("status").count("serving") == len(SERVING))
+            while chaos.order("status").count("serving") < len(SERVING):
+                time.sleep(2)
             workers = [
                 {worker_of(process) for process in node.descendants()} - {""} for node in cluster.nodes
             ]

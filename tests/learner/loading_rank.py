@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -49,7 +49,7 @@ def _private_bytes() -> int:
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
-def load(stage: int) -> Scenario:
+def load(stage: Literal[0, 3]) -> Scenario:
     """Stage 0 loads the whole model, stage 3 its shards; then what the model says."""
 
     def scenario(process: Rank, name: str) -> None:

@@ -9,6 +9,7 @@ from ray.exceptions import RayError
 
 from core.errors import LearnerLost, UserError
 from core.process_state import ProcessState
+from learner.config import LiveLearnerConfig
 from learner.group import LAST_WORDS_S, LearnerGroup
 from learner.worker import LearnerSetup, RankProcess
 from tests.fakes import run_virtually
@@ -34,6 +35,9 @@ class FakeRank:
         return self._answer()
 
 
+SETTINGS = LiveLearnerConfig(kl_coef=0.1, kl_target=None, learning_rate=1e-3, num_steps=10)
+
+
 async def silence() -> None:
     await asyncio.sleep(10_000)
 
@@ -53,7 +57,7 @@ def failing(error: Exception, after_s: float = 0.0) -> Answer:
 def outcome(
     monkeypatch: pytest.MonkeyPatch, answers: list[Answer], states: list[ProcessState]
 ) -> tuple[Exception, float]:
-    """What `set_kl_coef` raises when ranks answer like this, and when; `states`: how they look from outside."""
+    """What `configure` raises when ranks answer like this, and when; `states`: how they look from outside."""
     monkeypatch.setattr(LearnerGroup, "_launch", lambda group: [FakeRank(answer) for answer in answers])
 
     async def state(group: LearnerGroup, process: RankProcess) -> ProcessState:
@@ -65,7 +69,7 @@ def outcome(
         group = LearnerGroup(cast(LearnerSetup, None), [], learn_s=LEARN_S, push_s=1)
         group._processes = [RankProcess(node="n", pid=rank, stacks=0) for rank, _ in enumerate(states)]
         with pytest.raises(Exception) as caught:
-            await group.set_kl_coef(0.1)
+            await group.configure(SETTINGS)
         return caught.value, asyncio.get_running_loop().time()
 
     return run_virtually(call())
@@ -77,7 +81,7 @@ def test_who_keeps_the_others_waiting_is_named_first(
 ) -> None:
     error, at_s = outcome(monkeypatch, [silence, silence, silence], [WAITS, WAITS, culprit])
     assert isinstance(error, LearnerLost)
-    late = "did not answer within 100 s (changing kl_coef)"
+    late = "did not answer within 100 s (changing settings)"
     assert str(error).split("; ") == [
         f"learner rank 2 {late}: {culprit.said}",
         f"learner rank 0 {late}: waits for the others {WAITS.said}",
@@ -89,20 +93,20 @@ def test_who_keeps_the_others_waiting_is_named_first(
 def test_only_who_did_not_answer_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     error, _ = outcome(monkeypatch, [done, silence], [NAPS, STOPPED])
     assert isinstance(error, LearnerLost)
-    assert str(error) == f"learner rank 1 did not answer within 100 s (changing kl_coef): {STOPPED.said}"
+    assert str(error) == f"learner rank 1 did not answer within 100 s (changing settings): {STOPPED.said}"
 
 
 def test_before_the_ranks_are_known_the_silent_ones_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     error, _ = outcome(monkeypatch, [silence, done], [])
     assert isinstance(error, LearnerLost)
-    assert str(error) == "learner rank 0 did not answer within 100 s (changing kl_coef)"
+    assert str(error) == "learner rank 0 did not answer within 100 s (changing settings)"
 
 
 def test_a_rank_that_died_is_named_and_not_those_that_waited_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [failing(RuntimeError("Connection closed by peer")), failing(RayError("worker died"), 1.0)]
     error, at_s = outcome(monkeypatch, answers, [WAITS, WAITS])
     assert isinstance(error, LearnerLost)
-    assert str(error) == "learner rank 1 died (changing kl_coef): worker died"
+    assert str(error) == "learner rank 1 died (changing settings): worker died"
     assert at_s == pytest.approx(1.0)
 
 

@@ -89,6 +89,7 @@ def setup(model: Path) -> LearnerSetup:
         model_path=model,
         model=ModelConfig(path=str(model), max_model_len=64),
         value_model_path=None,
+        push_adapters=False,
         config=LearnerConfig(
             world_size=2, zero_stage=2, learning_rate=1e-3, resources=Resources(num_cpus=0.5, threads=1)
         ),

@@ -7,7 +7,7 @@ import pytest
 from core.decoding import Decoding
 from learner.algorithm_config import RLOOConfig
 from learner.config import KLConfig, LearnerConfig, LiveLearnerConfig
-from learner.kl import AdaptiveKLController
+from learner.kl_controllers import AdaptiveKLController
 from learner.learner import Learner
 
 

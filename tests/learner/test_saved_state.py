@@ -123,7 +123,7 @@ def test_a_parameter_that_no_file_holds_is_named(zero_stage: int, world_size: in
 
 
 def test_what_has_seen_no_update_has_no_moments() -> None:
-    whole = {"mp_rank_00_model_states.pt": WHOLE | {"optimizer": {"state": {}}}}
+    whole: dict[str, Any] = {"mp_rank_00_model_states.pt": WHOLE | {"optimizer": {"state": {}}}}
     state = SavedState(
         Path("state"),
         zero_stage=0,

@@ -33,7 +33,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     assert 4 * large.num_parameters() == NUM_BYTES
-    large.to(torch.bfloat16).save_pretrained(folder / "large")
+    large.bfloat16().save_pretrained(folder / "large")
     large.save_pretrained(folder / "wrong")
     config = json.loads((folder / "wrong" / "config.json").read_text(encoding="utf-8"))
     (folder / "wrong" / "config.json").write_text(json.dumps(config | {"intermediate_size": 1024}))
