@@ -94,7 +94,10 @@ def test_a_submitted_recipe_is_trained(
         options: list[str | Path] = ["--address", cluster.dashboard, "--run", tmp_path / run]
         options += ["--include", rewards, "--retries", "1"]
         return leash(
-            *("submit", recipe, "trainer.steps=2", *overrides),
+            "submit",
+            recipe,
+            "trainer.steps=2",
+            *overrides,
             *options,
             log=tmp_path / f"{run}.log",
             environment=cluster.settings,
