@@ -115,8 +115,8 @@ def test_two_ranks_learn_what_one_learns(tuned: Path) -> None:
     )
     moved = 0
     for name, weight in one.items():
-        assert (two[name] - weight).abs().max() < 1e-4, name
-        moved += bool((weight - before[name]).abs().max() > 1e-2)
+        assert (two[name] - weight).abs().max() < 1e-5, name
+        moved += bool((weight - before[name]).abs().max() > 5e-3)
     assert moved == 2 * 7 + 1, "every linear layer of both, and the head, by far more than that"
 
 
