@@ -38,8 +38,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, serve: Serve) -> Iterator[Page]:
-    """A page on which no error and no violation of the content policy goes unnoticed. It is closed before the servers
-    are, which it would ask again."""
+    """A page on which no error and no violation of the content policy goes unnoticed. Closed before the servers,
+    which it would ask again."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     errors: list[str] = []
