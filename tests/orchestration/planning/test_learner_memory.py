@@ -59,6 +59,12 @@ SHAPES = {name: shape_of(config, source=name) for name, config in PUBLISHED.item
         ),
         (
             "bfloat16",
+            0,
+            2,
+            States(weights=2896, gradients=2896, optimizer=17376, buckets=2896, update=5792),
+        ),
+        (
+            "bfloat16",
             1,
             4,
             States(weights=2896, gradients=2896, optimizer=4344, buckets=2896, update=2172),
