@@ -165,4 +165,6 @@ def _engine_environment(rollout: RolloutConfig) -> dict[str, str]:
     }
     if rollout.resources.num_gpus == 0:
         environment |= {"VLLM_CPU_KVCACHE_SPACE": str(rollout.kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
+        if rollout.tensor_parallel > 1:  # vLLM would want a NUMA node for each shard
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return environment

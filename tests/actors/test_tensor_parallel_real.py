@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from actors.config import RolloutConfig
+from actors.handles import _engine_environment
 from core.config import ModelConfig
 from tests.actors.test_sampler_real import (
-    ENVIRONMENT,
     MAX_GAP,
     MAX_MODEL_LEN,
     MAX_NEW_TOKENS,
@@ -23,15 +23,14 @@ pytestmark = pytest.mark.real
 def test_both_halves_take_every_push(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in ENVIRONMENT.items():
+    rollout = RolloutConfig(
+        max_new_tokens=MAX_NEW_TOKENS, max_concurrent_sequences=16, tensor_parallel=2, kv_cache_gib=1
+    )
+    for name, value in _engine_environment(rollout).items():
         monkeypatch.setenv(name, value)
     from actors.sampler import Sampler  # vLLM: ten seconds, and it reads the environment
 
-    sampler = Sampler(
-        tiny_model,
-        ModelConfig(path=str(tiny_model), max_model_len=MAX_MODEL_LEN),
-        RolloutConfig(max_new_tokens=MAX_NEW_TOKENS, max_concurrent_sequences=16, tensor_parallel=2),
-    )
+    sampler = Sampler(tiny_model, ModelConfig(path=str(tiny_model), max_model_len=MAX_MODEL_LEN), rollout)
     learner = Learner(tiny_model, tmp_path)
     learner.change()
     assert sampler.pull_weights(learner.manifest()).probe_gap < MAX_GAP

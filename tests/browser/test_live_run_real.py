@@ -36,8 +36,9 @@ NOT_IN_THIS_RUN = {
         "leash_pair_score_gap",
     ),
     *("leash_groups_discarded_total", "leash_worker_restarts_total", "leash_alarms_total"),
+    *("leash_worker_gpu_memory_bytes", "leash_worker_gpu_busy_fraction"),
 }
-"""Of other methods, or of misfortunes that do not befall it."""
+"""Of other methods, or of misfortunes that do not befall it, or of GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
