@@ -202,7 +202,9 @@ class Chaos:
         return sum(float(record["step_s"]) for record in records(self.folder)[1:]) / self.wall_s
 
     def _stall(self, kind: str, chance: random.Random) -> None:
-        """Stop a process: until it is replaced, or until it is suspect."""
+        """Stop a process that serves: until it is replaced, or until it is suspect. One that starts would not be
+        noticed before `deadlines.start_s`."""
+        self.until(lambda: self._all_serve(kind.partition(" ")[0]))
         victim = chance.choice(self.processes(kind.partition(" ")[0]))
         name = worker_of(victim)
         victim.suspend()
@@ -218,6 +220,10 @@ class Chaos:
         self.until(lambda: self._state(name) == "serving")
         if kind.endswith("moment"):
             assert victim.is_running(), f"{name} was replaced, although it had woken"
+
+    def _all_serve(self, kind: str) -> bool:
+        names = [worker_of(process) for process in self.processes(kind)]
+        return bool(names) and all(self._state(name) == "serving" for name in names)
 
     def _state(self, name: str) -> str:
         """As `leash status` says it."""

@@ -53,7 +53,7 @@ def give_orders(chaos: Chaos) -> dict[str, str]:
         time.sleep(1)
     order("scale", "rollout=2")
     chaos.until(lambda: len(chaos.processes("rollout")) == 2)
-    order("set", "kl_coef=0.07", "learning_rate=5e-4", "silence_s=140")
+    order("set", "kl_coef=0.07", "learning_rate=5e-4", "silence_s=12")
     order("pause")
     chaos.until(lambda: "paused" in order("status", "--json"))
     still = chaos.step
@@ -108,7 +108,7 @@ def test_what_was_set_holds_from_its_step_on_in_every_driver(struck: Struck) -> 
     ]
     status = one_spaced(struck.orders["status of the last driver"])
     assert "learner.learning_rate 0.0005 from step" in status
-    assert "faults.silence_s 140 from step" in status
+    assert "faults.silence_s 12 from step" in status
 
 
 def test_the_run_gets_over_the_death_of_each_kind_of_process(struck: Struck) -> None:
