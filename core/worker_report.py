@@ -1,14 +1,19 @@
 """What a worker says of itself with every sign of life."""
 
 import importlib
+import itertools
 import sys
 import time
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 import psutil
+
+_PROCESS = uuid.uuid4().hex
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +25,14 @@ class WorkerReport:
     """Counters, as counted since the process started."""
     engine_series: str = ""
     """vLLM's own series, in Prometheus' text format."""
+    process: str = _PROCESS
+    """Of the cluster's processes the one that says it."""
+    number: int = field(default_factory=_numbers.__next__)
+    """Of its reports, in the order in which it made them."""
+
+    def overtook(self, other: "WorkerReport | None") -> bool:
+        """Whether the other one is older news of the same process."""
+        return other is not None and other.process == self.process and other.number < self.number
 
     @property
     def memory_bytes(self) -> int:

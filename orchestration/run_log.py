@@ -44,6 +44,8 @@ class RunLog:
         """When the newest was committed, in seconds since 1970, and its bytes."""
         self._lengths = [0, 0]
         """Completions trained on, and their tokens."""
+        self._reports: dict[str, WorkerReport] = {}
+        """The latest of every worker."""
         self.peak_memory: dict[str, int] = {}
         """Of every worker, in bytes, and their total; the largest so far."""
         self.records: list[dict[str, Any]] = []
@@ -117,7 +119,10 @@ class RunLog:
         self.ledger.discard(number, num_rollouts, reason)
 
     def worker_report(self, worker: str, report: WorkerReport) -> None:
-        """A worker says how it is."""
+        """A worker says how it is. Several sides ask, and reports may overtake each other on their way."""
+        if (latest := self._reports.get(worker)) is not None and latest.overtook(report):
+            return
+        self._reports[worker] = report
         self._hub.worker(worker, report)
         self._publish_states()
         self._figures.report(worker, report)

@@ -100,6 +100,20 @@ def test_a_step_is_recorded_published_and_kept_with_its_samples(
     assert served["leash_rollout_lag_sum", ()] == 1  # of version 2 one, of version 3 three
 
 
+def test_a_report_that_another_one_overtook_counts_nothing_twice(log: RunLog, hub: MetricsHub) -> None:
+    def counted(cpu_s: float, **identity: Any) -> WorkerReport:
+        memory = {"leash_worker_memory_bytes": cpu_s}
+        return WorkerReport(gauges=memory, totals={"leash_worker_cpu_seconds_total": cpu_s}, **identity)
+
+    first, older, newer = (counted(cpu_s) for cpu_s in (40.0, 41.0, 42.0))
+    for each in (first, newer, older):
+        log.worker_report("rollout-0", each)
+    series = ("leash_worker_cpu_seconds_total", (("worker", "rollout-0"),))
+    assert scrape(hub)[series] == 42.0
+    log.worker_report("rollout-0", counted(3.0, process="its successor", number=0))
+    assert scrape(hub)[series] == 45.0
+
+
 def test_an_alarm_is_counted_told_and_kept_for_who_acts_on_it(
     log: RunLog, hub: MetricsHub, view: FakeView, tmp_path: Path
 ) -> None:
