@@ -104,7 +104,8 @@ def test_workers_on_all_hosts_had_every_version_of_the_weights(seen: Seen) -> No
     steps = records(seen.folder)
     assert [record["step"] for record in steps] == list(range(1, len(steps) + 1))
     assert max(record["probe_gap"] for record in steps if "probe_gap" in record) < 1e-3, "of all workers"
-    assert max(record["logprob_gap_max"] for record in steps) < 1e-3
+    in_step = [record["logprob_gap_max"] for record in steps if record["lag"] == 0]
+    assert max(in_step) < 1e-3, "of tokens that the policy itself has sampled"
 
 
 def test_a_worker_on_a_host_of_other_versions_never_serves(seen: Seen) -> None:
