@@ -14,8 +14,8 @@ DEADLINE_S = 120.0
 
 def require_same_versions() -> None:
     """Raises `UserError` naming each node and library that differs from this process, if the cluster has more than
-    one node. On nodes that join later each worker asks itself (`require_versions`), before it loads anything; a node
-    that Ray finds dead meanwhile has none."""
+    one node. On nodes that join later each worker asks itself (`require_versions`), before it loads anything. A
+    node that Ray finds dead meanwhile has none."""
     nodes = _living_nodes()
     if len(nodes) < 2:
         return
@@ -41,7 +41,7 @@ def _living_nodes() -> dict[str, str]:
     }
 
 
-def _answer(node_id: str, node: str, reference: "ray.ObjectRef[Versions]") -> Versions | None:
+def _answer(node_id: str, node: str, reference: "ray.ObjectRef[dict[str, str]]") -> Versions | None:
     """None from a node that has died."""
     try:
         return ray.get(reference, timeout=DEADLINE_S)
