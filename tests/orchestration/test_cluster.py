@@ -14,40 +14,7 @@ from orchestration.config import ClusterConfig, Recipe
 from orchestration.placement import workers_of
 from orchestration.recipe import load_recipe
 from tests.fakes import run_virtually
-
-RECIPE = """
-name = "tiny"
-[model]
-path = "asset:tiny"
-[prompts]
-kind = "movie-reviews"
-[rollout]
-workers = 2
-resources = { num_cpus = 1.5, num_gpus = 1.0 }
-[learner]
-world_size = 2
-resources = { num_cpus = 2.0 }
-[[rewards]]
-kind = "function"
-name = "length"
-function = "rewards:length"
-replicas = 2
-[[rewards]]
-kind = "model"
-name = "small"
-path = "small"
-weight = 0.5
-[[rewards]]
-kind = "model"
-name = "large"
-path = "large"
-weight = 2.0
-[algorithm]
-kind = "ppo"
-[trainer]
-steps = 2
-prompts_per_step = 4
-"""
+from tests.recipes import MANY_WORKERS
 
 
 class Unwatched:
@@ -60,7 +27,7 @@ class Unwatched:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "tiny.toml").write_text(MANY_WORKERS, encoding="utf-8")
     return load_recipe(tmp_path / "tiny.toml")
 
 

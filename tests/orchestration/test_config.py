@@ -20,24 +20,7 @@ from orchestration.recipe import load_recipe
 from orchestration.recipe_files import RECIPES, find_recipe
 from orchestration.recipe_problems import kind_of, tables_of
 from orchestration.recipe_text import describe, resolved_toml, toml_value
-
-MINIMAL = """
-name = "tiny"
-[model]
-path = "asset:tiny"
-[prompts]
-kind = "movie-reviews"
-[[rewards]]
-kind = "function"
-name = "length"
-function = "rewards:length"
-[algorithm]
-kind = "rloo"
-[trainer]
-steps = 2
-prompts_per_step = 3
-"""
-
+from tests.recipes import MINIMAL
 
 LAGGING = ["trainer.max_lag=1", "algorithm.importance_sampling=token"]
 ALGORITHMS = '"rloo", "grpo", "reinforce++", "a2c", "ppo", "sft", "dpo", "rpo", "rebel"'

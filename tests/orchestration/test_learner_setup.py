@@ -4,28 +4,11 @@ from pathlib import Path
 
 from orchestration.inputs import value_model_path
 from orchestration.recipe import load_recipe
-
-RECIPE = """
-name = "tiny"
-model.path = "asset:tiny"
-prompts.kind = "movie-reviews"
-algorithm.kind = "ppo"
-trainer = { steps = 2, prompts_per_step = 4 }
-[[rewards]]
-kind = "model"
-name = "small"
-path = "small"
-weight = 0.5
-[[rewards]]
-kind = "model"
-name = "large"
-path = "large"
-weight = 2.0
-"""
+from tests.recipes import MANY_WORKERS
 
 
 def test_the_value_model_starts_from_the_reward_model_with_the_largest_weight(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "tiny.toml").write_text(MANY_WORKERS, encoding="utf-8")
     recipe = load_recipe(tmp_path / "tiny.toml")
     paths = {"reward-small": Path("small"), "reward-large": Path("large")}
     assert value_model_path(recipe, paths) == Path("large")

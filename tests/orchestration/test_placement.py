@@ -4,39 +4,11 @@ from pathlib import Path
 
 from orchestration.placement import workers_of
 from orchestration.recipe import load_recipe
-
-RECIPE = """
-name = "tiny"
-[model]
-path = "asset:tiny"
-[prompts]
-kind = "movie-reviews"
-[rollout]
-workers = 2
-resources = { num_cpus = 1.5, num_gpus = 1.0 }
-[learner]
-world_size = 2
-resources = { num_cpus = 2.0 }
-[[rewards]]
-kind = "function"
-name = "length"
-function = "rewards:length"
-replicas = 2
-[[rewards]]
-kind = "model"
-name = "small"
-path = "small"
-weight = 0.5
-[algorithm]
-kind = "ppo"
-[trainer]
-steps = 2
-prompts_per_step = 4
-"""
+from tests.recipes import MANY_WORKERS
 
 
 def test_every_process_of_a_recipe_has_a_name_and_a_bundle(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "tiny.toml").write_text(MANY_WORKERS, encoding="utf-8")
     workers = workers_of(load_recipe(tmp_path / "tiny.toml"))
     assert {worker.name: worker.bundle for worker in workers} == {
         "learner-0": {"CPU": 2.0},
@@ -47,6 +19,7 @@ def test_every_process_of_a_recipe_has_a_name_and_a_bundle(tmp_path: Path) -> No
         "reward-length-0": {"CPU": 0.1},
         "reward-length-1": {"CPU": 0.1},
         "reward-small-0": {"CPU": 0.25},
+        "reward-large-0": {"CPU": 0.25},
     }
     assert len({worker.name for worker in workers}) == len(workers)
-    assert [worker.kind for worker in workers[-2:]] == ["reward-length", "reward-small"]
+    assert [worker.kind for worker in workers[-2:]] == ["reward-small", "reward-large"]

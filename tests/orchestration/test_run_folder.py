@@ -9,28 +9,12 @@ from core.errors import UserError
 from orchestration.config import Recipe
 from orchestration.recipe import load_recipe
 from orchestration.run_folder import RunFolder, append_line, write_atomically
-
-RECIPE = """
-name = "tiny"
-[model]
-path = "asset:tiny"
-[prompts]
-kind = "movie-reviews"
-[[rewards]]
-kind = "function"
-name = "length"
-function = "rewards:length"
-[algorithm]
-kind = "rloo"
-[trainer]
-steps = 2
-prompts_per_step = 3
-"""
+from tests.recipes import MINIMAL
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "tiny.toml").write_text(MINIMAL, encoding="utf-8")
     return load_recipe(tmp_path / "tiny.toml")
 
 
