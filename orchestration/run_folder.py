@@ -52,7 +52,7 @@ class RunFolder:
         path = path or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         if holds_run(path):
             raise UserError(
-                f"{path}: holds a run already. Add --resume to go on with it, or choose another --run."
+                f"{path}: holds a run already; choose another folder, or go on with it by leash train --resume"
             )
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "recipe.toml", resolved_toml(recipe))

@@ -31,7 +31,7 @@ def test_a_new_run_keeps_its_recipe_and_versions_first(folder: RunFolder, recipe
 
 
 def test_a_folder_holds_one_run(folder: RunFolder, recipe: Recipe) -> None:
-    with pytest.raises(UserError, match="holds a run already. Add --resume"):
+    with pytest.raises(UserError, match="holds a run already; choose another folder"):
         RunFolder.create(recipe, folder.path)
 
 
