@@ -42,7 +42,7 @@ class Seen:
     metrics: str
     """What was served on the driver's host then."""
     elsewhere: Ended
-    """Of `leash status` on another host."""
+    """Of `leash resume` on another host."""
     last_step: int
     """When the host that the third worker had left was taken away."""
     differences: list[str]
@@ -72,7 +72,7 @@ def seen(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPath
             url = (chaos.folder / "metrics-url.txt").read_text(encoding="utf-8").strip()
             read = [*cluster.head.enter, sys.executable, "-c", READ, url]
             metrics = subprocess.run(read, capture_output=True, text=True, check=True).stdout
-            elsewhere = leash("status", chaos.folder, log=home / "elsewhere.log", enter=hosts.add().enter)
+            elsewhere = leash("resume", chaos.folder, log=home / "elsewhere.log", enter=hosts.add().enter)
 
             chaos.strike("node", random.Random(0))
             chaos.order("scale", "rollout=2")
