@@ -172,15 +172,16 @@ def _headline(folder: Path, status: Mapping[str, Any]) -> str:
 
 
 def _last_known_line(folder: Path, known: Mapping[str, Any]) -> str:
+    may_live = known["state"].startswith("out of reach")
     came = "no step was finished"
     if known["step"] is not None:
-        came = f"{'finished' if known['finished'] else 'stopped'} after step {known['step']}"
-        came += f" of {_cell(known['steps'])}"
+        came = "was at" if may_live else "finished after" if known["finished"] else "stopped after"
+        came += f" step {known['step']} of {_cell(known['steps'])}"
     line = f"{folder}: {known['state']}; {came}"
     if known["finished"]:
         return line
     saved = f"last checkpoint {known['checkpoint']}" if known["checkpoint"] else "no checkpoint"
-    return f"{line}, {saved}; go on with: {how_to_go_on(folder)}"
+    return f"{line}, {saved}; {'if it is dead, ' if may_live else ''}go on with: {how_to_go_on(folder)}"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:

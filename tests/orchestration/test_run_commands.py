@@ -107,6 +107,18 @@ latest events
     assert list(status_lines(Path("runs/a"), {})) == ["runs/a: -, step - of -, policy version -, for -"]
 
 
+def test_a_run_on_another_host_may_be_alive(over: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (over / "metrics.jsonl").write_text('{"step": 5}\n')
+    control = over / "control.json"
+    control.write_text('{"url": "http://127.0.0.1:1", "token": "t", "pid": 1, "host": "elsewhere"}')
+    control.chmod(0o600)
+    assert cli.main(["status", str(over)]) == 0
+    assert capsys.readouterr().out == (
+        f"{over}: out of reach, on elsewhere; was at step 5 of 8, no checkpoint; "
+        f"if it is dead, go on with: leash train {over}/recipe.toml --run {over} --resume\n"
+    )
+
+
 def test_status_of_a_run_that_is_over_says_how_far_it_came(
     over: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
