@@ -18,7 +18,7 @@ from benchmarks.measuring import print_table
 from orchestration.alarm.config import AlarmConfig
 from orchestration.alarm.monitor import Monitor, monitor_of
 from orchestration.alarm.samples import Sample, samples_of_step
-from orchestration.recipe import load_recipe
+from orchestration.recipe.loading import load_recipe
 
 SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 FOREIGN = (

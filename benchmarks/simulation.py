@@ -34,10 +34,10 @@ from core.messages import Completion, Prompt, RolloutGroup, SampleRequest, Versi
 from core.stream import SeededStream
 from core.weights import WeightManifest
 from core.worker_report import WorkerReport
-from orchestration.config import DeadlinesConfig
-from orchestration.ledger import Ledger
-from orchestration.sources import JournaledGroups, SampledGroups
-from orchestration.trainer import Trainer
+from orchestration.ledger.ledger import Ledger
+from orchestration.loop.sources import JournaledGroups, SampledGroups
+from orchestration.loop.trainer import Trainer
+from orchestration.recipe.config import DeadlinesConfig
 
 SEQUENCES = 16
 """That a worker decodes at a time."""

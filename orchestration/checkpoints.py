@@ -4,10 +4,10 @@ import asyncio
 from pathlib import Path
 
 from learner.group import LearnerGroup
-from orchestration.config import Recipe
-from orchestration.ledger import Ledger
+from orchestration.ledger.ledger import Ledger
+from orchestration.recipe.config import Recipe
+from orchestration.reporting.run_log import RunLog
 from orchestration.run_folder import RunFolder
-from orchestration.run_log import RunLog
 
 
 class Checkpoints:

@@ -13,17 +13,18 @@ from pathlib import Path
 from core.errors import UserError, WorkerError
 from orchestration.alarm.command import add_alarm_command
 from orchestration.assets import ASSET_PREFIX, RATINGS, prepare
-from orchestration.config import Recipe
+from orchestration.command import AddCommand, Command
 from orchestration.dashboard.command import add_dashboard_command
 from orchestration.doctor.command import add_doctor_command
+from orchestration.jobs.submit import add_submit_command
 from orchestration.planning.command import add_plan_command
-from orchestration.recipe import load_recipe
-from orchestration.recipe_files import find_recipe
-from orchestration.recipe_text import describe
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.files import find_recipe
+from orchestration.recipe.loading import load_recipe
+from orchestration.recipe.text import describe
 from orchestration.render import add_render_commands
-from orchestration.run_commands import AddCommand, Command, add_run_commands
+from orchestration.run_commands import add_run_commands
 from orchestration.run_folder import holds_run
-from orchestration.submit import add_submit_command
 
 _DESCRIPTION = """\
 Reinforcement learning from human feedback for language models, kept on a leash:

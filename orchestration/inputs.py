@@ -18,7 +18,7 @@ from core.messages import DemonstrationGroup, Int32s, Prompt, RolloutGroup
 from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
-from orchestration.config import Recipe
+from orchestration.recipe.config import Recipe
 
 HELDOUT_TEXTS = 64
 """Human-written texts whose perplexity is reported before and after."""

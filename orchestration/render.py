@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from core.errors import UserError
+from orchestration.command import AddCommand, Command
 from orchestration.monitoring.files import monitoring_files
 from orchestration.monitoring.page import metrics_page
 from orchestration.rendering.command import add_kuberay
-from orchestration.run_commands import AddCommand, Command
 from orchestration.run_folder import write_atomically
 
 _NOTE = "Written by `leash render {}`; changes made here are lost."

@@ -12,21 +12,21 @@ from actors.fleet import Fleet
 from actors.rollout import RolloutPool
 from core.errors import UserError
 from core.messages import RolloutGroup
-from orchestration import cluster
-from orchestration.audit import committed_groups, notes
 from orchestration.checkpoints import Checkpoints
-from orchestration.config import Recipe
+from orchestration.cluster import launch
 from orchestration.inputs import RunInputs
-from orchestration.journal_records import Acknowledged, unpack, unpack_group
-from orchestration.journal_segments import read_record
-from orchestration.live_settings import EVENT, LiveSettings, journaled
-from orchestration.metrics_hub import MetricsHub
-from orchestration.recipe import load_recipe
+from orchestration.ledger.audit import committed_groups, notes
+from orchestration.ledger.records import Acknowledged, unpack, unpack_group
+from orchestration.ledger.segments import read_record
+from orchestration.loop.trainer import Trainer
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.live_settings import EVENT, LiveSettings, journaled
+from orchestration.recipe.loading import load_recipe
+from orchestration.reporting.metrics_hub import MetricsHub
+from orchestration.reporting.run_log import RunLog
+from orchestration.reporting.terminal import TerminalView
 from orchestration.run_folder import LEDGER_FOLDER, RunFolder
-from orchestration.run_log import RunLog
-from orchestration.terminal import TerminalView
 from orchestration.trackers.sink import TrackerSink
-from orchestration.trainer import Trainer
 
 
 class ReplayedGroups:
@@ -62,7 +62,7 @@ def learn(run: Path, into: Path) -> None:
     view.note(f"{source.num_steps} committed steps of {run}, into {folder.path}")
     hub = MetricsHub(None)
     try:
-        with cluster.joined(None):
+        with launch.joined(None):
             log = RunLog(folder.path, hub, view, TrackerSink({}, note=view.note, samples_per_step=0))
             asyncio.run(_learn(recipe, inputs, run, source, folder, log))
     finally:
@@ -75,7 +75,7 @@ async def _learn(
 ) -> None:
     settings = LiveSettings(run / "recipe.toml", journaled(notes(run, EVENT)))
     log.phase("start")
-    async with cluster.started_learner(recipe, inputs) as learner:
+    async with launch.started_learner(recipe, inputs) as learner:
         checkpoints = Checkpoints(recipe, folder, learner, log, journals_groups=False)
         await checkpoints.resume()
         nobody: Fleet[Any] = Fleet("rollout", _no_worker, faults=recipe.faults, start_s=1)

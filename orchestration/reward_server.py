@@ -13,7 +13,7 @@ from actors.reward_service.token_file import read_or_create_token
 from core.errors import UserError
 from core.http_server import listen
 from orchestration.assets import cache_folder, resolve_model
-from orchestration.config import Recipe
+from orchestration.recipe.config import Recipe
 
 
 def serve_reward(

@@ -1,6 +1,6 @@
 """One run from recipe to summary: workers up, evaluate, train, evaluate again, report.
 
-The loop itself is `orchestration/trainer.py`.
+The loop itself is `orchestration/loop/trainer.py`.
 """
 
 import asyncio
@@ -10,28 +10,28 @@ from typing import Any
 
 from core.errors import LearnerLost, UserError
 from core.worker_report import own_report
-from orchestration import cluster
 from orchestration.alarm.monitor import monitor_of
 from orchestration.checkpoints import Checkpoints
-from orchestration.config import Recipe
-from orchestration.control import ControlServer
+from orchestration.cluster import launch
+from orchestration.control.run_controls import RunControls
+from orchestration.control.server import ControlServer
 from orchestration.dashboard.server import beside
-from orchestration.heldout import HeldOut
 from orchestration.inputs import RunInputs
 from orchestration.interrupts import Interrupts
-from orchestration.live_settings import EVENT, LiveSettings, journaled
-from orchestration.metrics_hub import MetricsHub
+from orchestration.loop.heldout import HeldOut
+from orchestration.loop.sources import DatasetGroups, GroupSource, sampled_groups
+from orchestration.loop.trainer import Trainer
 from orchestration.monitoring.discovery import announced
-from orchestration.run_controls import RunControls
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.live_settings import EVENT, LiveSettings, journaled
+from orchestration.reporting.metrics_hub import MetricsHub
+from orchestration.reporting.run_log import RunLog
+from orchestration.reporting.summary import run_figures
+from orchestration.reporting.terminal import TerminalView, before_after_markdown, before_after_table
 from orchestration.run_folder import RunFolder, write_atomically, write_json
-from orchestration.run_log import RunLog
-from orchestration.sources import DatasetGroups, GroupSource, sampled_groups
-from orchestration.summary import run_figures
-from orchestration.terminal import TerminalView, before_after_markdown, before_after_table
 from orchestration.trackers.opening import flat_settings, open_trackers
 from orchestration.trackers.sink import TrackerSink
 from orchestration.trackers.tracker import TrackedRun
-from orchestration.trainer import Trainer
 
 
 def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str | None) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
                 Path(discovery) if discovery else None, url=hub.url, run=folder.path, recipe=recipe.name
             ),
             beside(folder.path, host=recipe.dashboard.host, port=recipe.dashboard.port) as page,
-            cluster.joined(address),
+            launch.joined(address),
         ):
             if page is not None:
                 view.note(f"watch it at {page}")
@@ -111,7 +111,7 @@ class Run:
         """Start the workers, train, compare, and write the summary."""
         with self._interrupts:
             self._log.phase("start")
-            async with cluster.started(self._recipe, self._inputs, self._log) as self._workers:
+            async with launch.started(self._recipe, self._inputs, self._log) as self._workers:
                 self._log.fleets = self._workers.fleets
                 self._checkpoints = Checkpoints(
                     self._recipe,

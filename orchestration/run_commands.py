@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.errors import UserError
-from orchestration.control_client import LiveRun, NotReachedError, how_to_go_on, last_known
-from orchestration.live_settings import SETTABLE
+from orchestration.command import AddCommand, Command
+from orchestration.control.client import LiveRun, NotReachedError, how_to_go_on, last_known
+from orchestration.recipe.live_settings import SETTABLE
 
 Value = TypeVar("Value")
-Command = Callable[[argparse.Namespace], int | None]
-"""What a command calls with its arguments; an exit code, if not 0."""
-AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]
-"""Adds a command to `leash`: its name, what it calls, its help."""
-
 _WORKER_COLUMNS = ("name", "kind", "state", "version", "num_running", "restarts")
 _DASH = "-"
 """For what the run does not say."""
@@ -102,7 +98,7 @@ def _set(args: argparse.Namespace) -> None:
 
 def _verify(args: argparse.Namespace) -> int:
     # Imports NumPy, which the commands above do without.
-    from orchestration.audit import audit, audit_lines
+    from orchestration.ledger.audit import audit, audit_lines
 
     found = audit(args.folder)
     print("\n".join(audit_lines(found)))
@@ -118,8 +114,8 @@ def _learn(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     # Imports NumPy, as above.
-    from orchestration.audit import exported_rows
-    from orchestration.export import export
+    from orchestration.ledger.audit import exported_rows
+    from orchestration.ledger.export import export
 
     num_rows = export(exported_rows(args.folder), args.file)
     print(f"{args.file}: {num_rows} trajectories")

@@ -24,11 +24,11 @@ from typing import Any
 from core.errors import UserError
 from core.versions import versions
 from orchestration.checkpoint_manifest import find_damage, write_manifest
-from orchestration.config import Recipe
-from orchestration.live_settings import resumed_otherwise
-from orchestration.recipe import load_recipe
-from orchestration.recipe_text import resolved_toml
-from orchestration.resumed_recipe import changed_settings
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.live_settings import resumed_otherwise
+from orchestration.recipe.loading import load_recipe
+from orchestration.recipe.resumed import changed_settings
+from orchestration.recipe.text import resolved_toml
 
 LEDGER_FOLDER = "ledger"
 UNFINISHED, REPLACED, REMOVED = ".unfinished", ".replaced", ".removed"

@@ -17,18 +17,18 @@ from core.errors import UserError
 from core.messages import RolloutGroup
 from core.remote import node_id
 from learner.saved_policy import SavedPolicy
-from orchestration import cluster
 from orchestration.assets import resolve_model
-from orchestration.config import Recipe
+from orchestration.cluster import launch
 from orchestration.inputs import RunInputs
-from orchestration.ledger import Ledger
-from orchestration.metrics_hub import MetricsHub
-from orchestration.rollout_queue import RolloutQueue
+from orchestration.ledger.ledger import Ledger
+from orchestration.loop.rollout_queue import RolloutQueue
+from orchestration.loop.sources import GroupSource, sampled_groups
+from orchestration.loop.step_record import rollout_figures
+from orchestration.recipe.config import Recipe
+from orchestration.reporting.metrics_hub import MetricsHub
+from orchestration.reporting.run_log import RunLog, write_samples
+from orchestration.reporting.terminal import TerminalView
 from orchestration.run_folder import RunFolder, append_line, write_json
-from orchestration.run_log import RunLog, write_samples
-from orchestration.sources import GroupSource, sampled_groups
-from orchestration.step_record import rollout_figures
-from orchestration.terminal import TerminalView
 from orchestration.trackers.sink import TrackerSink
 
 NOT_LEARNED = "sampled without a learner"
@@ -52,7 +52,7 @@ def sample(
     view.note(f"run folder {folder.path}, policy {policy_path}")
     hub = MetricsHub(None)
     try:
-        with cluster.joined(address):
+        with launch.joined(address):
             log = RunLog(folder.path, hub, view, TrackerSink({}, note=view.note, samples_per_step=0))
             saved = SavedPolicy(policy_path, base=inputs.model_path, dtype=recipe.model.dtype, node=node_id())
             try:
@@ -119,7 +119,7 @@ async def _sample(
     recipe: Recipe, inputs: RunInputs, saved: SavedPolicy, folder: RunFolder, log: RunLog, view: TerminalView
 ) -> list[RolloutGroup]:
     log.phase("start")
-    async with cluster.started_rollouts(recipe, inputs, log) as pool:
+    async with launch.started_rollouts(recipe, inputs, log) as pool:
         log.ledger = ledger = Ledger.open(
             folder.path,
             committed_step=0,

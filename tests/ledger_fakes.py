@@ -7,10 +7,10 @@ from itertools import count
 from pathlib import Path
 
 from core.messages import RolloutGroup
-from orchestration.journal import Disk, Journal
-from orchestration.journal_records import Begun, Committed, Record, RolledBack, pack_group, unpack
-from orchestration.journal_segments import Leftovers, leftovers_of, records_of, survey
-from orchestration.ledger import Ledger
+from orchestration.ledger.journal import Disk, Journal
+from orchestration.ledger.ledger import Ledger
+from orchestration.ledger.records import Begun, Committed, Record, RolledBack, pack_group, unpack
+from orchestration.ledger.segments import Leftovers, leftovers_of, records_of, survey
 from orchestration.run_folder import LEDGER_FOLDER
 from tests.fakes import make_completion, make_group, make_prompt, make_rollout
 

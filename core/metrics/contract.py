@@ -5,7 +5,7 @@ dashboards and alert rules in deploy/monitoring/, and the charts of `leash dash`
 
 Conventions: the prefix `leash_`; base units (seconds, bytes, ratios from 0 to 1; log-probabilities in nats);
 counters end in `_total`; a label's values are few and known beforehand, never ids. Whoever measures something
-returns it under its key; `orchestration/metrics_hub.py` publishes it.
+returns it under its key; `orchestration/reporting/metrics_hub.py` publishes it.
 """
 
 import re

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from orchestration.run_commands import AddCommand
+from orchestration.command import AddCommand
 
 
 def add_alarm_command(add: AddCommand) -> None:

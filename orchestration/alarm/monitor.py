@@ -16,7 +16,7 @@ from orchestration.alarm.samples import Sample, samples_of
 from orchestration.alarm.signals import Habits, measure
 from orchestration.alarm.signs import SIGNS, Sign
 from orchestration.alarm.trends import trends_of
-from orchestration.config import Recipe
+from orchestration.recipe.config import Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from orchestration.alarm.baseline import Baseline, baseline_of
 from orchestration.alarm.monitor import Alarm, Monitor, gold_of, monitor_of
 from orchestration.alarm.samples import heldout_samples, samples_of_step
 from orchestration.alarm.signs import SIGNS
-from orchestration.config import Recipe
-from orchestration.recipe import load_recipe
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.loading import load_recipe
 
 HELDOUT = "held-out"
 MAX_COLUMNS = 8

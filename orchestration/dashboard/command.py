@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from orchestration.run_commands import AddCommand
+from orchestration.command import AddCommand
 
 _HELP = "show runs in the browser, live or over: curves, who waits for whom, events, every rollout"
 

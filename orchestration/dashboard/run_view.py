@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError, WorkerError
-from orchestration.control_client import LiveRun, NotReachedError, last_known
+from orchestration.control.client import LiveRun, NotReachedError, last_known
 from orchestration.dashboard.json_lines import JsonLines
 from orchestration.dashboard.progress import progress
 

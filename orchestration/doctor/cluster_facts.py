@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestration.cluster import joined
+from orchestration.cluster.launch import joined
 from orchestration.doctor.facts import Facts, collect
 from orchestration.doctor.findings import Finding
 

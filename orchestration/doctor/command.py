@@ -5,9 +5,9 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 
+from orchestration.command import AddCommand
 from orchestration.doctor.facts import Facts, collect
 from orchestration.doctor.findings import Finding, findings
-from orchestration.run_commands import AddCommand
 
 _MARK = {"ok": "ok      ", "warning": "warning ", "problem": "PROBLEM "}
 

@@ -5,7 +5,8 @@ import json
 from dataclasses import replace
 
 from core.errors import UserError
-from orchestration.placement import workers_of
+from orchestration.cluster.placement import workers_of
+from orchestration.command import AddCommand
 from orchestration.planning.machine import (
     GIB,
     GPU_MIB,
@@ -16,9 +17,8 @@ from orchestration.planning.machine import (
 )
 from orchestration.planning.plan import make_plan
 from orchestration.planning.plan_text import plan_lines
-from orchestration.recipe import load_with_sources
-from orchestration.recipe_files import find_recipe
-from orchestration.run_commands import AddCommand
+from orchestration.recipe.files import find_recipe
+from orchestration.recipe.loading import load_with_sources
 
 
 def add_plan_command(add_command: AddCommand) -> None:

@@ -13,7 +13,6 @@ from learner.algorithm_config import (
     RPOConfig,
     SFTConfig,
 )
-from orchestration.config import Recipe
 from orchestration.planning.learner_memory import (
     LOGIT_COPIES,
     VOCABULARY_TERM_COPIES,
@@ -36,6 +35,7 @@ from orchestration.planning.sampling_memory import (
     scorer_memory,
     sequences_in_cache,
 )
+from orchestration.recipe.config import Recipe
 
 MIB = 2**20
 GIB = 2**30

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestration.config import Recipe
-from orchestration.contradictions import contradictions
 from orchestration.planning.demand import Demands
 from orchestration.planning.machine import GIB, Machine
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.contradictions import contradictions
 
 MAX_CHANGES = 3
 """Keys that a suggestion changes at most."""

@@ -5,14 +5,14 @@ from typing import Any
 
 from actors.config import HuggingFace, RewardFunctionReward
 from learner.algorithm_config import ClippedConfig
-from orchestration.config import Recipe
-from orchestration.placement import workers_of
+from orchestration.cluster.placement import workers_of
+from orchestration.loop.rollout_queue import reserve_of
 from orchestration.planning.demand import Demand, Demands
 from orchestration.planning.fit import problems, smallest_change
 from orchestration.planning.machine import Machine
 from orchestration.planning.provenance import settings
-from orchestration.recipe import Source
-from orchestration.rollout_queue import reserve_of
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.loading import Source
 
 
 def make_plan(recipe: Recipe, source: Source, machine: Machine) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _step(demands: Demands) -> dict[str, Any]:
 
 
 def _lag(recipe: Recipe) -> dict[str, int]:
-    """How far rollouts may be behind, and how many are started ahead (`orchestration/rollout_queue.py`)."""
+    """How far rollouts may be behind, and how many are started ahead (`orchestration/loop/rollout_queue.py`)."""
     groups, max_lag = recipe.trainer.prompts_per_step, recipe.trainer.max_lag
     reserve = reserve_of(groups, max_lag, recipe.trainer.max_overtaken)
     group_size = 1 if recipe.datasets else recipe.rollout.group_size

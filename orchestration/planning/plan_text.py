@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestration.planning.fit import gib
-from orchestration.recipe_text import toml_value
+from orchestration.recipe.text import toml_value
 
 
 def plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from core.config import Section
-from orchestration.config import Recipe
-from orchestration.recipe import Source
-from orchestration.recipe_problems import Key, dotted
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.loading import Source
+from orchestration.recipe.problems import Key, dotted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

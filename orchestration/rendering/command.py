@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 from core.errors import UserError
-from orchestration.recipe import load_recipe
-from orchestration.recipe_files import find_recipe
+from orchestration.command import AddCommand
+from orchestration.recipe.files import find_recipe
+from orchestration.recipe.loading import load_recipe
 from orchestration.rendering.values import completed, read_values
-from orchestration.run_commands import AddCommand
 
 
 def add_kuberay(add_command: AddCommand) -> None:

@@ -7,8 +7,8 @@ rollout   0 to M   rollout workers, scorers, reward servers; with `spot`, such a
 
 from typing import Any
 
-from orchestration.config import Recipe
-from orchestration.recipe_text import resolved_toml
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.text import resolved_toml
 from orchestration.rendering.documents import Document
 from orchestration.rendering.network import network_policies
 from orchestration.rendering.pods import RECIPE_FOLDER, RUNS, labels, pod

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.assets import ASSET_PREFIX
-from orchestration.config import Recipe
-from orchestration.placement import Worker, workers_of
-from orchestration.recipe import load_recipe
+from orchestration.cluster.placement import Worker, workers_of
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.loading import load_recipe
 from orchestration.rendering.documents import Document
 from orchestration.rendering.kuberay import RECIPE_FILE
 from orchestration.rendering.pods import GPU, RUNS

@@ -11,8 +11,8 @@ from pydantic_core import ErrorDetails
 
 from core.config import Section
 from core.errors import UserError
-from orchestration.config import Recipe
-from orchestration.placement import Worker, workers_of
+from orchestration.cluster.placement import Worker, workers_of
+from orchestration.recipe.config import Recipe
 
 DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
 """A name of Kubernetes; KubeRay appends to it."""

@@ -11,7 +11,7 @@ from actors.worker import ActorSetup
 from core.config import ModelConfig
 from core.errors import RetriesExhausted, RewardError
 from core.messages import Completion
-from orchestration.cluster import joined
+from orchestration.cluster.launch import joined
 from tests.fakes import make_completion, make_prompt
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(200)]

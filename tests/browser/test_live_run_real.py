@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from core.metrics.registry import METRICS
 from tests.end_to_end.leash_process import LeashProcess, leash, records
 from tests.end_to_end.test_train_real import PPO, RECIPE
-from tests.orchestration.prometheus_tools import expressions_without_series, following, metrics_in
+from tests.orchestration.monitoring.prometheus_tools import expressions_without_series, following, metrics_in
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(500)]
 

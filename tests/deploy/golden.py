@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from orchestration.recipe import load_recipe
-from orchestration.recipe_files import find_recipe
+from orchestration.recipe.files import find_recipe
+from orchestration.recipe.loading import load_recipe
 from orchestration.rendering.documents import Document, to_yaml
 from orchestration.rendering.kuberay import manifests
 from orchestration.rendering.values import RolloutGroup, Values, completed

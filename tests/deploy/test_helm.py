@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from orchestration.recipe_text import resolved_toml
+from orchestration.recipe.text import resolved_toml
 from orchestration.rendering.documents import Document, from_yaml
 from tests.deploy.golden import DEPLOY, RECIPE, documents
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from orchestration.recipe import load_recipe
-from orchestration.recipe_files import find_recipe
+from orchestration.recipe.files import find_recipe
+from orchestration.recipe.loading import load_recipe
 from orchestration.rendering.documents import Document
 from orchestration.rendering.kuberay import manifests
 from orchestration.rendering.rules import problems

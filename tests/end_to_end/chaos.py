@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from core.remote import WORKER_VARIABLE
-from orchestration.control_client import LiveRun
+from orchestration.control.client import LiveRun
 from tests.end_to_end.leash_process import LeashProcess, leash, records
 from tests.end_to_end.ray_cluster import RayCluster
 

@@ -27,8 +27,8 @@ from core.config import ModelConfig, Resources
 from core.remote import node_id
 from core.weights import WeightManifest
 from core.worker_report import WorkerReport, own_report
-from orchestration import cluster
-from orchestration.placement import Worker
+from orchestration.cluster import launch
+from orchestration.cluster.placement import Worker
 from tests.end_to_end.ray_cluster import RayCluster
 from tests.fakes import make_manifest
 
@@ -75,7 +75,7 @@ def joined(tmp_path: Path) -> Iterator[None]:
         for name, value in started.settings.items():
             environment.setenv(name, value)
         reset_auth_token_state()
-        with cluster.joined(started.address):
+        with launch.joined(started.address):
             yield
     reset_auth_token_state()
 
@@ -92,9 +92,9 @@ def test_nodes_come_with_rollout_workers_and_go_with_them(
     )
 
     async def scenario() -> None:
-        group = await cluster._reserve([Worker(name="learner-0", resources=HALF)], DEADLINE_S)
+        group = await launch._reserve([Worker(name="learner-0", resources=HALF)], DEADLINE_S)
         manifest = replace(
-            make_manifest(1), node=cluster._node_of(group), path=str(weights), num_bytes=WEIGHT_BYTES
+            make_manifest(1), node=launch._node_of(group), path=str(weights), num_bytes=WEIGHT_BYTES
         )
         relay, pulled = WeightRelay(), list[Any]()
 

@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 from ray._private.authentication_test_utils import reset_auth_token_state
 
-from orchestration import submit
-from orchestration.jobs import run_job
+from orchestration.jobs import submit
+from orchestration.jobs.job import run_job
 from tests.end_to_end import reward_functions
 from tests.end_to_end.chaos import DEADLINE_S, write_recipe
 from tests.end_to_end.leash_process import Ended, LeashProcess, leash, records
 from tests.end_to_end.ray_cluster import RayCluster, with_other_torch
-from tests.orchestration.job_client import check_contract
+from tests.orchestration.jobs.job_client import check_contract
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(200)]
 
 JOIN = """
 import sys
 from core.errors import UserError
-from orchestration.cluster import joined
+from orchestration.cluster.launch import joined
 try:
     with joined(sys.argv[1]):
         print("joined")

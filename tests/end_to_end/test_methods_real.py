@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestration.evaluation import load_samples
+from orchestration.loop.evaluation import load_samples
 from tests.end_to_end.leash_process import leash, records
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError, WorkerError
-from orchestration.control import ControlServer
+from orchestration.control.server import ControlServer
 
 
 class FakeControls:

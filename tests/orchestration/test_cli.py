@@ -12,9 +12,9 @@ import pytest
 
 from core.errors import UserError, WorkerError
 from orchestration import cli
-from orchestration.config import Recipe
-from orchestration.recipe import load_recipe
-from orchestration.recipe_files import find_recipe
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.files import find_recipe
+from orchestration.recipe.loading import load_recipe
 
 Calls = list[tuple[str, Any]]
 

@@ -14,7 +14,7 @@ import pytest
 from actors.config import RewardServerReward
 from actors.reward_service.client import HttpReward
 from core.errors import UserError
-from orchestration.recipe import load_recipe
+from orchestration.recipe.loading import load_recipe
 from orchestration.reward_server import serve_reward
 from tests.fakes import make_completion
 

@@ -233,7 +233,7 @@ print([name for name in heavy if name in sys.modules])
 @pytest.fixture
 def ledger(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What the audit of the next run says."""
-    audit = ModuleType("orchestration.audit")
+    audit = ModuleType("orchestration.ledger.audit")
     says = SimpleNamespace(violations=(), rows=[], folders=[])
 
     def audit_of(folder: Path) -> SimpleNamespace:
@@ -246,7 +246,7 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     audit.audit, audit.exported_rows = audit_of, exported_rows  # type: ignore[attr-defined]
     audit.audit_lines = lambda found: ["line", *found.violations]  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "orchestration.audit", audit)
+    monkeypatch.setitem(sys.modules, "orchestration.ledger.audit", audit)
     return says
 
 

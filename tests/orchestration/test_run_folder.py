@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from orchestration.config import Recipe
-from orchestration.recipe import load_recipe
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.loading import load_recipe
 from orchestration.run_folder import RunFolder, append_line, write_atomically
 from tests.recipes import MINIMAL
 

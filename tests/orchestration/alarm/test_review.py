@@ -7,8 +7,8 @@ from core.errors import UserError
 from orchestration.alarm.monitor import gold_of
 from orchestration.alarm.review import HELDOUT, review, review_lines
 from orchestration.cli import main
-from orchestration.recipe import load_recipe
-from orchestration.recipe_text import resolved_toml
+from orchestration.recipe.loading import load_recipe
+from orchestration.recipe.text import resolved_toml
 from tests.alarm_fakes import sensible_step, write_heldout, write_step
 
 RECIPES = Path(__file__).parents[3] / "deploy" / "recipes"

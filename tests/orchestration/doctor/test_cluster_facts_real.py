@@ -3,7 +3,7 @@
 import pytest
 import ray
 
-from orchestration.cluster import joined
+from orchestration.cluster.launch import joined
 from orchestration.doctor.cluster_facts import collect_from_nodes
 from orchestration.doctor.facts import collect
 from orchestration.doctor.findings import findings

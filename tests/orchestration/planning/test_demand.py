@@ -6,7 +6,7 @@ import pytest
 
 from orchestration.planning.demand import Demands
 from orchestration.planning.machine import GIB
-from orchestration.recipe import load_recipe
+from orchestration.recipe.loading import load_recipe
 from tests.orchestration.planning.test_fit import seven, write_small
 
 

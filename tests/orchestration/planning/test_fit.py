@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestration.config import Recipe
 from orchestration.planning.demand import Demands
 from orchestration.planning.fit import problems, smallest_change, with_changes
 from orchestration.planning.machine import GIB, Machine
-from orchestration.recipe import load_recipe
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.loading import load_recipe
 
 RECIPE = """
 name = "seven"

@@ -11,8 +11,8 @@ import pytest
 from orchestration import cli
 from orchestration.planning.machine import GPU_MIB, gpu_memory, own_ram, own_shared_memory
 from orchestration.planning.provenance import settings
-from orchestration.recipe import load_with_sources
-from orchestration.recipe_files import find_recipe
+from orchestration.recipe.files import find_recipe
+from orchestration.recipe.loading import load_with_sources
 from tests.orchestration.planning.test_fit import RECIPE, write_small
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from orchestration import cli
-from orchestration.recipe import load_recipe
-from orchestration.recipe_files import RECIPES
+from orchestration.recipe.files import RECIPES
+from orchestration.recipe.loading import load_recipe
 
 MEANT_FOR = {
     "qwen-one-gpu": ("A100", "H100"),

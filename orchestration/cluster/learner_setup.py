@@ -1,0 +1,27 @@
+"""What the learner's ranks need of a recipe."""
+
+from actors.decoding import decoding_of
+from learner.worker import LearnerSetup
+from orchestration.inputs import RunInputs, value_model_path
+from orchestration.recipe.config import Recipe
+
+
+def learner_setup(recipe: Recipe, inputs: RunInputs) -> LearnerSetup:
+    """The same for every rank."""
+    return LearnerSetup(
+        model_path=inputs.model_path,
+        model=recipe.model,
+        value_model_path=value_model_path(recipe, inputs.reward_paths),
+        config=recipe.learner,
+        algorithm=recipe.algorithm,
+        kl=recipe.kl,
+        decoding=decoding_of(recipe.rollout),
+        max_new_tokens=recipe.rollout.max_new_tokens,
+        seed=recipe.seed,
+        pretraining=inputs.pretraining,
+        num_steps=recipe.trainer.steps,
+        probe_token_ids_T=inputs.probe_token_ids(recipe.model.max_model_len),
+        push_adapters=recipe.pushed_adapter_rank is not None,
+        max_probe_gap=recipe.weight_push.max_probe_gap,
+        deadline_s=recipe.deadlines.start_s,
+    )

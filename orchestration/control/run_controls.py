@@ -1,0 +1,202 @@
+"""What can be asked of a live run: its status, more or fewer workers, to stand still, and another setting."""
+
+import getpass
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.errors import OverOptimized, UserError
+from orchestration.alarm.monitor import Alarm
+from orchestration.cluster.launch import Workers
+from orchestration.loop.autoscaler import Autoscaler
+from orchestration.loop.trainer import Trainer
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.live_settings import EVENT, KL_COEF, LiveSettings, as_note
+from orchestration.reporting.run_log import RunLog
+
+ALARM = "the alarm"
+MAX_WORKERS = 1024
+"""Of one kind: beyond this somebody has mistyped."""
+
+
+class RunControls:
+    """The run as `leash status`, `scale`, `pause`, `resume` and `set` see it. Every order is journaled."""
+
+    def __init__(
+        self, settings: LiveSettings, start: int, trainer: Trainer, workers: Workers, log: RunLog
+    ) -> None:
+        """`start`: the policy version that training goes on from."""
+        self._settings = settings
+        self.recipe = settings.at(start)
+        """As it holds in the step in progress."""
+        self._next_step = start + 1
+        """The first that was not begun."""
+        self.is_over = False
+        """After the last step nothing changes any more."""
+        self._trainer = trainer
+        self._workers = workers
+        self._log = log
+        self._started = time.perf_counter()
+        autoscale, size = self.recipe.rollout.autoscale, self.recipe.rollout.workers
+        self._autoscaler = Autoscaler(autoscale, size) if autoscale else None
+
+    def status(self) -> dict[str, Any]:
+        """What the run does now."""
+        step = self._log.records[-1]["step"] if self._log.records else 0
+        return {
+            "name": self.recipe.name,
+            "state": "paused" if self._trainer.is_paused else self._log.phase_name,
+            "step": step,
+            "steps": self.num_steps,
+            "policy_version": self._workers.pool.policy_version,
+            "seconds": time.perf_counter() - self._started,
+            "workers": [worker for fleet in self._workers.fleets.values() for worker in self._of(fleet)],
+            "settings": self._values(),
+            "changed": {
+                key: f"from step {change.from_step} on, by {change.by}"
+                for key, change in self._settings.changed().items()
+            },
+            "events": list(self._log.events),
+        }
+
+    async def scale(self, sizes: Mapping[str, int]) -> None:
+        """So many workers of each kind, as soon as they are up; who is too many finishes first."""
+        fleets = self._workers.fleets
+        for kind, size in sizes.items():
+            if kind not in fleets:
+                raise UserError(f"{kind}: this run has no such workers; choose among {', '.join(fleets)}")
+            if not 1 <= size <= MAX_WORKERS:
+                raise UserError(f"{kind}={size}: give a number from 1 to {MAX_WORKERS}")
+        for kind, size in sizes.items():
+            self._scale(kind, size, "as ordered")
+            if kind == "rollout" and self._autoscaler:
+                self._autoscaler.set_size(size)
+
+    async def after_step(self) -> None:
+        """Act on the last step's alarms, and let the autoscaler, if there is one, look at it."""
+        if self._log.alarms:
+            alarms, self._log.alarms = self._log.alarms, []
+            await self._act_on(alarms)
+        if self._autoscaler is None:
+            return
+        record = self._log.records[-1]
+        size = self._autoscaler.after_step(record["rollout_s"], record["step_s"])
+        if size is not None:
+            self._scale("rollout", size, self._autoscaler.reason)
+
+    async def pause(self) -> None:
+        """Stand still after the step in progress."""
+        if not self._trainer.is_paused:
+            self._log.event("pause", "paused after the step in progress")
+        self._trainer.pause()
+
+    async def resume(self) -> None:
+        """Go on."""
+        if self._trainer.is_paused:
+            self._log.event("resume", "goes on")
+        self._trainer.resume()
+
+    async def set(self, settings: Mapping[str, str]) -> None:
+        """Change settings from the next step on. On disk once it returns."""
+        self._set(settings, by=_user())
+
+    def _set(self, settings: Mapping[str, str], *, by: str) -> None:
+        if self.is_over:
+            raise UserError("the run has done its last step: nothing of it changes any more")
+        for change in self._settings.order(settings, from_step=self._next_step, by=by, check=self._in_time):
+            self._log.order(EVENT, str(change), as_note(change))
+        self._log.last_step(self.num_steps)
+
+    def _in_time(self, recipe: Recipe) -> None:
+        if recipe.trainer.steps < self._next_step:
+            raise UserError(
+                f"trainer.steps = {recipe.trainer.steps}: step {self._next_step - 1} is begun or done; "
+                f"give {self._next_step} or more"
+            )
+        if recipe.trainer.steps < self.num_steps and recipe.trainer.max_overtaken > 0:
+            raise UserError(
+                f"trainer.steps = {recipe.trainer.steps}: groups that were overtaken would never be trained on, "
+                f'with trainer.order = "{recipe.trainer.order}"; give {self.num_steps} or more, or stop the run'
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """The run's last step, as far as anybody has said."""
+        return self._settings.latest.trainer.steps
+
+    def resumed_with(self, settings: Mapping[str, str]) -> None:
+        """The recipe that resumes the run says otherwise than the one before: the last word."""
+        self._set(settings, by="the recipe that resumed it")
+
+    def go_back(self, version: int) -> None:
+        """The learner was started anew, from a checkpoint."""
+        self._next_step = version + 1
+
+    async def before_step(self, step: int) -> None:
+        """Make what was set hold in this step."""
+        self._next_step = step + 1
+        before, self.recipe = self.recipe, self._settings.at(step)
+        recipe = self.recipe
+        if recipe.rollout.autoscale != before.rollout.autoscale:
+            assert recipe.rollout.autoscale is not None, "what is left out cannot be set"
+            size = self._workers.fleets["rollout"].size
+            self._autoscaler = Autoscaler(recipe.rollout.autoscale, size)
+        for fleet in self._workers.fleets.values():
+            fleet.faults = recipe.faults
+        self._trainer.retarget(stop=recipe.trainer.steps, evaluate_every=recipe.trainer.evaluate_every)
+        await self._workers.learner.configure(self._settings.learner_at(step))
+
+    async def _act_on(self, alarms: Sequence[Alarm]) -> None:
+        """What the recipe has the alarm do. Raises `OverOptimized`."""
+        config = self.recipe.alarm
+        match config.action:
+            case "warn":
+                return
+            case "raise_kl":
+                change = self._settings.change_at(KL_COEF, self._next_step)
+                if change is None or change.by != ALARM:  # else the step is done again, and so is this
+                    self._set({KL_COEF: str(self._values()[KL_COEF] * config.kl_factor)}, by=ALARM)
+            case "pause":
+                await self.pause()
+            case "stop":
+                raise OverOptimized(
+                    f"stopped by the alarm after step {self._log.records[-1]['step']}: "
+                    + " ".join(alarm.sentence for alarm in alarms)
+                    + " What has been saved is from before; raise kl_coef or mend the reward, or set alarm.action."
+                )
+
+    def _scale(self, kind: str, size: int, reason: str) -> None:
+        fleet = self._workers.fleets[kind]
+        self._log.event("scale", f"{kind}: {fleet.size} -> {size} workers, {reason}")
+        fleet.scale(size)
+
+    def _values(self) -> dict[str, Any]:
+        """Of all that can be set: what was set last, and of kl_coef what its controller has made of it since."""
+        values = self._settings.values()
+        records, change = self._log.records, self._settings.changed().get(KL_COEF)
+        if records and (change is None or change.from_step <= records[-1]["step"]):
+            values[KL_COEF] = records[-1].get("kl_coef", values[KL_COEF])
+        return values
+
+    def _of(self, fleet: Any) -> list[dict[str, Any]]:
+        serving = self._workers.pool.policy_version if fleet.kind == "rollout" else None
+        return [
+            {
+                "name": slot.name,
+                "kind": fleet.kind,
+                "state": str(slot.state),
+                "version": serving if slot.state in ("serving", "draining") else None,
+                "num_running": slot.load,
+                "restarts": slot.restarts,
+            }
+            for slot in fleet.slots
+        ]
+
+
+def _user() -> str:
+    """Who runs this process: nobody else may read the token that an order needs."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"

@@ -1,0 +1,299 @@
+"""Rules between the sections that say what is learned: algorithm, data, KL, reward models."""
+
+from collections.abc import Callable, Iterator
+
+from actors.config import (
+    MAX_ADAPTER_RANK,
+    DatasetConfig,
+    MovieReviewDataset,
+    MovieReviewPrompts,
+    PromptsConfig,
+    ReferenceConfig,
+    RewardConfig,
+    RewardModelReward,
+    RolloutConfig,
+    RunDataset,
+)
+from learner.algorithm_config import (
+    A2CConfig,
+    ActorCriticConfig,
+    AlgorithmConfig,
+    DPOConfig,
+    GRPOConfig,
+    PolicyGradientConfig,
+    REBELConfig,
+    RLOOConfig,
+    RPOConfig,
+    SFTConfig,
+)
+from learner.config import KLConfig, LearnerConfig, RewardModelConfig
+from orchestration.alarm.config import AlarmConfig
+from orchestration.recipe.config import PretrainingConfig, TrainerConfig, WeightPushConfig
+from orchestration.recipe.contradiction import Contradiction
+
+
+def _check_groups(
+    algorithm: AlgorithmConfig, rollout: RolloutConfig, datasets: list[DatasetConfig]
+) -> Iterator[Contradiction]:
+    compares = isinstance(algorithm, RLOOConfig | GRPOConfig | DPOConfig | RPOConfig | REBELConfig)
+    if compares and not datasets and rollout.group_size < 2:
+        yield Contradiction(
+            ("rollout.group_size", "algorithm.kind"),
+            f"{algorithm.kind} compares the completions of a prompt with each other, so it needs at least 2",
+            'set 4, or algorithm.kind = "ppo"',
+        )
+
+
+def _check_dataset(
+    algorithm: AlgorithmConfig, rollout: RolloutConfig, datasets: list[DatasetConfig]
+) -> Iterator[Contradiction]:
+    if isinstance(algorithm, PolicyGradientConfig) and datasets:
+        yield Contradiction(
+            ("datasets", "algorithm.kind"),
+            f"{algorithm.kind} learns from what the present policy samples, not from datasets",
+            'leave them out, or set algorithm.kind = "sft" or "dpo"',
+        )
+    if isinstance(algorithm, SFTConfig) and not datasets and algorithm.top_k is None:
+        yield Contradiction(
+            ("algorithm.top_k", "algorithm.kind"),
+            "sft on all of the policy's own samples teaches nothing",
+            "set 1 for rejection sampling, or add a [[datasets]] table",
+        )
+    if isinstance(algorithm, SFTConfig) and not datasets and algorithm.top_k is not None:
+        of_prompt = algorithm.top_k_of == "prompt"
+        if of_prompt and algorithm.top_k >= rollout.group_size:
+            yield Contradiction(
+                ("algorithm.top_k", "rollout.group_size"),
+                f"the best {algorithm.top_k} of {rollout.group_size} samples of a prompt are all of them",
+                f"set less, or a larger rollout.group_size such as {4 * algorithm.top_k}",
+            )
+    for place, dataset in enumerate(datasets):
+        alone = isinstance(dataset, MovieReviewDataset) and dataset.content == "demonstrations"
+        if alone and isinstance(algorithm, DPOConfig | RPOConfig | REBELConfig):
+            yield Contradiction(
+                (f"datasets.{place}.content", "algorithm.kind"),
+                f"{algorithm.kind} compares completions, and a demonstration stands alone",
+                'set "comparisons"',
+            )
+    if isinstance(algorithm, DPOConfig) and (algorithm.variant == "conservative") != (
+        algorithm.label_smoothing > 0
+    ):
+        yield Contradiction(
+            ("algorithm.label_smoothing", "algorithm.variant"),
+            "labels that may be wrong are what the conservative variant is for, and only it",
+            'set 0.1, say, with variant = "conservative", or 0 with another',
+        )
+    if isinstance(algorithm, GRPOConfig) and algorithm.overlong_buffer_tokens > rollout.max_new_tokens:
+        yield Contradiction(
+            ("algorithm.overlong_buffer_tokens", "rollout.max_new_tokens"),
+            f"the buffer lies before the limit, rollout.max_new_tokens = {rollout.max_new_tokens}",
+            f"set {max(1, rollout.max_new_tokens // 4)}, say",
+        )
+
+
+def _check_splits(
+    prompts: PromptsConfig, datasets: list[DatasetConfig], pretraining: PretrainingConfig | None
+) -> Iterator[Contradiction]:
+    """Texts are learned from in the part of the split that prompts do not come from, so it must be one split."""
+    mixed_in = pretraining.datasets if pretraining else []
+    learned = {f"datasets.{place}": texts for place, texts in enumerate(datasets)}
+    learned |= {f"pretraining.datasets.{place}": texts for place, texts in enumerate(mixed_in)}
+    for key, texts in learned.items():
+        if (
+            isinstance(texts, MovieReviewDataset)
+            and isinstance(prompts, MovieReviewPrompts)
+            and texts.split_seed != prompts.split_seed
+        ):
+            yield Contradiction(
+                (f"{key}.split_seed", "prompts.split_seed"),
+                "with another seed than the prompts', held-out snippets would be learned from",
+                f"set {prompts.split_seed}",
+            )
+
+
+def _check_pretraining(
+    algorithm: AlgorithmConfig, pretraining: PretrainingConfig | None
+) -> Iterator[Contradiction]:
+    for place, dataset in enumerate(pretraining.datasets if pretraining else []):
+        if isinstance(dataset, RunDataset):
+            yield Contradiction(
+                (f"pretraining.datasets.{place}.kind",),
+                "what a policy has sampled does not hold it near human text",
+                'set "jsonl" or "movie-reviews"',
+            )
+    if pretraining and isinstance(algorithm, ActorCriticConfig) and algorithm.value_warmup_steps:
+        yield Contradiction(
+            ("algorithm.value_warmup_steps", "pretraining"),
+            "in the warm-up the policy makes no step that texts could be mixed into",
+            "set 0, or leave [pretraining] out",
+        )
+
+
+def _check_kl_estimator(kl: KLConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
+    if kl.placement == "loss" and kl.estimator == "k1":
+        yield Contradiction(
+            ("kl.estimator", "kl.placement"),
+            "in the loss the mean gradient of k1 is 0, so it holds nothing back",
+            'set "k3" (GRPO), "k2" (reverse KL\'s gradient) or "exact"',
+        )
+    if kl.estimator == "exact" and learner.lora is None:
+        yield Contradiction(
+            ("kl.estimator", "learner.lora"),
+            "the exact KL is taken to the base under the adapters, so it needs adapters",
+            'add a [learner.lora] table, or set "k1"',
+        )
+    if kl.direction == "forward" and kl.estimator != "exact":
+        yield Contradiction(
+            ("kl.direction", "kl.estimator"),
+            "estimators from sampled tokens are of the reverse KL",
+            'set "reverse", or kl.estimator = "exact"',
+        )
+
+
+def _check_kl_controller(kl: KLConfig) -> Iterator[Contradiction]:
+    if kl.controller == "fixed":
+        return
+    if kl.kl_target is None:
+        yield Contradiction(
+            ("kl.kl_target", "kl.controller"),
+            f"the {kl.controller} controller needs a KL to steer by, in nats per completion",
+            'set 6.0, say, or kl.controller = "fixed"',
+        )
+    if kl.kl_coef == 0:
+        yield Contradiction(
+            ("kl.kl_coef", "kl.controller"),
+            f"the {kl.controller} controller multiplies the coefficient, and 0 stays 0",
+            'set 0.05, say, or kl.controller = "fixed"',
+        )
+
+
+def _check_alarm(alarm: AlarmConfig, kl: KLConfig) -> Iterator[Contradiction]:
+    if alarm.action == "raise_kl" and kl.kl_coef == 0:
+        yield Contradiction(
+            ("alarm.action", "kl.kl_coef"),
+            "a kl_coef of 0 stays 0, whatever it is multiplied by",
+            'set "warn", "pause" or "stop", or a kl.kl_coef above 0',
+        )
+
+
+def _check_dropout(
+    algorithm: AlgorithmConfig, datasets: list[DatasetConfig], learner: LearnerConfig
+) -> Iterator[Contradiction]:
+    if learner.dropout > 0 and (isinstance(algorithm, PolicyGradientConfig) or not datasets):
+        yield Contradiction(
+            ("learner.dropout", "algorithm.kind"),
+            "the policy that learns from its own samples must be the one that sampled, not one with parts left out",
+            "set 0, or learn from [[datasets]]",
+        )
+
+
+def _check_greedy(
+    rollout: RolloutConfig, datasets: list[DatasetConfig], trainer: TrainerConfig
+) -> Iterator[Contradiction]:
+    if rollout.temperature == 0 and not datasets:
+        yield Contradiction(
+            ("rollout.temperature", "datasets"),
+            "greedy completions are certain and all the same, so nothing is learned from them",
+            "set 1.0, or learn from [[datasets]]",
+        )
+    if rollout.temperature == 0 and trainer.best_of > 1:
+        yield Contradiction(
+            ("trainer.best_of", "rollout.temperature"),
+            "greedy completions of a prompt are all the same, so none is the best",
+            "set 0, or rollout.temperature = 1.0",
+        )
+
+
+def _check_reference(reference: ReferenceConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
+    if reference.adapters_off and learner.lora is None:
+        yield Contradiction(
+            ("reference.adapters_off", "learner.lora"),
+            "a learner without adapters has no untouched base to be the reference",
+            "set false, or add a [learner.lora] table",
+        )
+
+
+def _check_weight_push(weight_push: WeightPushConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
+    if weight_push.form == "adapters" and learner.lora is None:
+        yield Contradiction(
+            ("weight_push.form", "learner.lora"),
+            "a learner without adapters has only whole weights to push",
+            'set "merged", or add a [learner.lora] table',
+        )
+    elif weight_push.form == "adapters" and learner.lora and learner.lora.rank > MAX_ADAPTER_RANK:
+        yield Contradiction(
+            ("learner.lora.rank", "weight_push.form"),
+            f"the engines take adapters of rank {MAX_ADAPTER_RANK} at most",
+            f'set {MAX_ADAPTER_RANK} or less, or weight_push.form = "merged"',
+        )
+
+
+def _check_reward_model(
+    prompts: PromptsConfig, rewards: list[RewardConfig], reward_model: RewardModelConfig | None
+) -> Iterator[Contradiction]:
+    for index, reward in enumerate(rewards):
+        if isinstance(reward, RewardModelReward) and reward.path is None and reward_model is None:
+            yield Contradiction(
+                (f"rewards.{index}.path", "reward_model"),
+                "a reward model is either given or trained by this recipe",
+                "set the folder of a reward model, or add a [reward_model] table",
+            )
+    if (
+        reward_model
+        and isinstance(prompts, MovieReviewPrompts)
+        and reward_model.split_seed != prompts.split_seed
+    ):
+        yield Contradiction(
+            ("reward_model.split_seed", "prompts.split_seed"),
+            "with another seed than the prompts', the reward model would learn from the prompts' snippets",
+            f"set {prompts.split_seed}",
+        )
+
+
+def _check_reward_ranks(reward_model: RewardModelConfig | None) -> Iterator[Contradiction]:
+    tuning = reward_model.tuning if reward_model else None
+    if tuning and tuning.world_size > tuning.rankings_per_step:
+        yield Contradiction(
+            ("reward_model.tuning.world_size", "reward_model.tuning.rankings_per_step"),
+            f"the {tuning.rankings_per_step} rankings of a step cannot be shared by more ranks",
+            f"set {tuning.rankings_per_step} or less",
+        )
+
+
+def _check_value_model(algorithm: AlgorithmConfig, rewards: list[RewardConfig]) -> Iterator[Contradiction]:
+    if isinstance(algorithm, ActorCriticConfig) and not any(
+        isinstance(reward, RewardModelReward) for reward in rewards
+    ):
+        yield Contradiction(
+            ("algorithm.kind", "rewards"),
+            f"the value model of {algorithm.kind} starts from a reward model, and no reward is one",
+            'set "rloo", or add a reward with kind = "model"',
+        )
+
+
+def _check_lag(algorithm: AlgorithmConfig, trainer: TrainerConfig) -> Iterator[Contradiction]:
+    if isinstance(algorithm, A2CConfig) and trainer.max_lag:
+        yield Contradiction(
+            ("trainer.max_lag", "algorithm.kind"),
+            "a2c takes no ratio, so nothing corrects for rollouts of older policies",
+            'set 0, or algorithm.kind = "ppo" with importance_sampling = "token"',
+        )
+
+
+METHOD_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
+    _check_groups,
+    _check_dataset,
+    _check_splits,
+    _check_pretraining,
+    _check_kl_estimator,
+    _check_kl_controller,
+    _check_alarm,
+    _check_dropout,
+    _check_greedy,
+    _check_reference,
+    _check_weight_push,
+    _check_reward_model,
+    _check_reward_ranks,
+    _check_value_model,
+    _check_lag,
+)

@@ -1,0 +1,94 @@
+"""What a recipe runs and asks for. Ray is not started."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from core.errors import UserError, WorkerError
+from core.worker_report import WorkerReport
+from orchestration.cluster import launch
+from orchestration.cluster.placement import workers_of
+from orchestration.recipe.config import ClusterConfig, Recipe
+from orchestration.recipe.loading import load_recipe
+from tests.fakes import run_virtually
+from tests.recipes import MANY_WORKERS
+
+
+class Unwatched:
+    """Tells nobody."""
+
+    def worker_event(self, worker: str, event: str) -> None: ...
+
+    def worker_report(self, worker: str, report: WorkerReport) -> None: ...
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    (tmp_path / "tiny.toml").write_text(MANY_WORKERS, encoding="utf-8")
+    return load_recipe(tmp_path / "tiny.toml")
+
+
+def test_a_cluster_that_is_too_small_is_refused_at_once(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    with pytest.raises(UserError, match="asks Ray for 7.95 CPU, 2 GPU, but the cluster has 4 CPU, 0 GPU"):
+        launch._require_room(workers_of(recipe))
+
+
+def test_where_nodes_are_added_only_the_learner_must_fit_at_once(recipe: Recipe) -> None:
+    growing = recipe.model_copy(update={"cluster": ClusterConfig(autoscaling=True)})
+    assert [worker.name for worker in launch._needed_at_once(growing)] == ["learner-0", "learner-1"]
+    assert launch._needed_at_once(recipe) == workers_of(recipe)
+
+
+@pytest.mark.parametrize(("autoscaling", "expected"), [(False, "learners-node"), (True, None)])
+def test_rollout_workers_name_the_learners_node_only_where_none_is_added(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, autoscaling: bool, expected: str | None
+) -> None:
+    """Ray's autoscaler starts no node for a worker that names one (`tests/end_to_end/test_autoscaling_real.py`)."""
+    named: list[str | None] = []
+    monkeypatch.setattr(
+        launch, "RolloutHandle", lambda name, setup, *, near_node, **rest: named.append(near_node)
+    )
+    inputs: Any = SimpleNamespace(model_path=Path("tiny"), reward_paths={})
+    placed = recipe.model_copy(update={"cluster": ClusterConfig(autoscaling=autoscaling)})
+    _, fleets = launch._fleets(placed, None, "learners-node", inputs, Unwatched())
+    fleets["rollout"]._launch("rollout-0")
+    assert named == [expected]
+
+
+def test_of_several_workers_that_fail_the_clear_reason_counts() -> None:
+    async def fail(error: Exception, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        raise error
+
+    starts = (fail(WorkerError("rollout-0 died"), 1), fail(UserError("another architecture"), 9))
+    with pytest.raises(UserError, match="another architecture"):
+        run_virtually(launch._all_up(*starts, asyncio.sleep(500)))
+
+
+def test_a_worker_that_fails_alone_is_not_waited_past_for_long() -> None:
+    ended: list[str] = []
+
+    async def hang() -> None:
+        try:
+            await asyncio.sleep(500)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    async def fail() -> None:
+        raise WorkerError("rollout-0 died")
+
+    async def start() -> float:
+        with pytest.raises(WorkerError, match="rollout-0 died"):
+            await launch._all_up(fail(), hang())
+        await asyncio.sleep(0)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(start()) == pytest.approx(launch.CLEARER_REASON_S)
+    assert ended == ["cancelled"]
