@@ -5,7 +5,8 @@ Reads the sources; nothing is imported. The same rules run over made-up files th
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,8 @@ def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module in MAY_IMPORT:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.lineno, "" if node.level else str(node.module)
 
@@ -131,6 +134,36 @@ def test_every_room_is_a_package() -> None:
     assert {file for file in FILES if file.count("/") == 1 and file.endswith("/__init__.py")} == {
         f"{room}/__init__.py" for room in MAY_IMPORT
     }
+
+
+def test_the_parts_of_orchestration_build_on_each_other_in_one_direction() -> None:
+    files = [file for file in FILES if file.startswith("orchestration/")]
+    TopologicalSorter(parts_of({file: (REPOSITORY / file).read_text("utf-8") for file in files})).prepare()
+
+
+def test_two_parts_that_need_each_other_are_noticed() -> None:
+    sources = {
+        "orchestration/a/one.py": "from orchestration.b.two import x",
+        "orchestration/b/two.py": "from orchestration.c import y",
+        "orchestration/c.py": "from orchestration import a",
+    }
+    with pytest.raises(CycleError):
+        TopologicalSorter(parts_of(sources)).prepare()
+    sources["orchestration/c.py"] = "from orchestration.a.config import SectionOfA"
+    TopologicalSorter(parts_of(sources)).prepare()
+
+
+def parts_of(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Part of a room (a folder or a file) -> the other parts that it imports, sections of a recipe apart."""
+    parts: dict[str, set[str]] = {}
+    for file, source in sources.items():
+        room, part = file.removesuffix(".py").split("/")[:2]
+        known = parts.setdefault(part, set())
+        for _, module in _imports(ast.parse(source)):
+            if module.startswith(f"{room}.") and not module.endswith(".config"):
+                known.add(module.split(".")[1])
+        known.discard(part)
+    return parts
 
 
 @pytest.mark.parametrize(
