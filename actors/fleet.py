@@ -42,7 +42,7 @@ class Fleet(Generic[H]):
         on_event: Callable[[str, str], None] = lambda worker, event: None,
         on_report: Callable[[str, WorkerReport], None] = lambda worker, report: None,
     ) -> None:
-        """`launch` begins a process under a name. `on_event` hears who comes, dies and leaves, and `on_report` what
+        """`launch` begins a process under a name. `on_event` hears who comes, serves, dies and leaves, and `on_report` what
         each says with its signs of life."""
         self.kind = kind
         self.admit: Callable[[H], Awaitable[bool]] = _at_once
@@ -74,6 +74,7 @@ class Fleet(Generic[H]):
         staying = [slot for slot in self.slots if slot.leave_by is None]
         for _ in range(size - len(staying)):
             slot = self._add()
+            slot.is_awaited = True
             self._on_event(slot.name, "joins")
             self._supervise(slot)
         for slot in staying[size:]:
@@ -251,6 +252,9 @@ class Fleet(Generic[H]):
         """Called when a worker turns out to be alive or silent; it may have died meanwhile."""
         if slot.state is not WorkerState.DEAD:
             slot.enter(state)
+            if state is WorkerState.SERVING and slot.is_awaited:
+                slot.is_awaited = False
+                self._on_event(slot.name, "serves")
             self._tell()
 
     def _lose(self, slot: Slot[H], reason: str) -> None:

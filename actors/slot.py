@@ -77,6 +77,8 @@ class Slot(Generic[H]):
     """This process, not its predecessors."""
     missed_refit: bool = False
     """It was silent while the others were given new weights."""
+    is_awaited: bool = False
+    """It started while others were at work already, so that it serves is news."""
     leave_by: float | None = None
     """Time, on the loop's clock, at which it is ended if it has not finished. None: it stays."""
     lost: asyncio.Event = field(default_factory=asyncio.Event)
@@ -93,4 +95,5 @@ class Slot(Generic[H]):
         self.enter(WorkerState.STARTING)
         self.handle, self.load, self.lost = handle, 0, asyncio.Event()
         self.has_served = self.missed_refit = False
+        self.is_awaited = True
         self.restarts += 1

@@ -98,7 +98,7 @@ def test_a_worker_that_dies_at_work_is_replaced_and_the_work_done_by_another() -
     assert len(done_by) == 2
     assert done_by == workers.launched
     assert workers.admitted == workers.launched, "the second was admitted before it got work"
-    assert workers.events == [("worker-0", "died: worker-0 died")]
+    assert workers.events == [("worker-0", "died: worker-0 died"), ("worker-0", "serves")]
 
 
 def test_a_worker_that_dies_idle_is_noticed_by_its_heartbeat() -> None:
@@ -183,7 +183,10 @@ def test_two_silences_in_a_row_are_death() -> None:
     run(workers, scenario)
     assert workers.launched[0].is_killed
     assert len(workers.launched) == 2
-    assert workers.events == [("worker-0", "died: worker-0 did not answer within 30 s (a sign of life)")]
+    assert workers.events == [
+        ("worker-0", "died: worker-0 did not answer within 30 s (a sign of life)"),
+        ("worker-0", "serves"),
+    ]
 
 
 def test_a_refit_makes_stale_workers_serve_and_replaces_those_that_die_of_it() -> None:
@@ -345,7 +348,7 @@ def test_scaling_up_brings_workers_under_the_next_free_names() -> None:
         return workers.states
 
     assert run(workers, scenario) == {f"worker-{i}": "serving" for i in range(3)}
-    assert workers.events == [("worker-1", "joins"), ("worker-2", "joins")]
+    assert workers.events == [(f"worker-{i}", what) for what in ("joins", "serves") for i in (1, 2)]
 
 
 def test_who_leaves_finishes_first_and_gets_nothing_new() -> None:

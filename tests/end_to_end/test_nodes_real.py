@@ -4,7 +4,6 @@ join, are refused, vanish, and leave."""
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +63,8 @@ def seen(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPath
 
             cluster.add_node(num_cpus=NODE_CPUS)
             chaos.order("scale", "rollout=3")
-            while chaos.order("status").count("serving") < len(SERVING):
-                time.sleep(2)
+            chaos.until(lambda: "rollout-2 serves" in events(chaos.folder))
+            chaos.until(lambda: chaos.order("status").count("serving") == len(SERVING))
             workers = [
                 {worker_of(process) for process in node.descendants()} - {""} for node in cluster.nodes
             ]
