@@ -42,8 +42,8 @@ class Fleet(Generic[H]):
         on_event: Callable[[str, str], None] = lambda worker, event: None,
         on_report: Callable[[str, WorkerReport], None] = lambda worker, report: None,
     ) -> None:
-        """`launch` begins a process under a name. `on_event` hears who comes, serves, dies and leaves, and `on_report` what
-        each says with its signs of life."""
+        """`launch` begins a process under a name. `on_event` hears who comes, serves, dies and leaves, and
+        `on_report` what each says with its signs of life."""
         self.kind = kind
         self.admit: Callable[[H], Awaitable[bool]] = _at_once
         """Makes a worker that is up fit to serve; False if that cannot be done yet."""

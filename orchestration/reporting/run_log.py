@@ -101,7 +101,7 @@ class RunLog:
         self.ledger.sync()
 
     def worker_event(self, worker: str, event: str) -> None:
-        """A worker joins, dies or leaves."""
+        """A worker joins, serves, dies or leaves."""
         self.event("worker", f"{worker} {event}")
         if event.startswith(("died", "left", "given up")):
             self._hub.forget(worker)

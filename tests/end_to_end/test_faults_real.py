@@ -48,9 +48,8 @@ def give_orders(chaos: Chaos) -> dict[str, str]:
         return said[command]
 
     order("scale", "rollout=3")
-    chaos.until(lambda: len(chaos.processes("rollout")) == 3)
-    while order("status").count("serving") < 5:
-        time.sleep(1)
+    chaos.until(lambda: "rollout-2 serves" in (chaos.folder / "events.jsonl").read_text(encoding="utf-8"))
+    chaos.until(lambda: order("status").count("serving") == 5)
     order("scale", "rollout=2")
     chaos.until(lambda: len(chaos.processes("rollout")) == 2)
     order("set", "kl_coef=0.07", "learning_rate=5e-4", "silence_s=12")
@@ -92,7 +91,12 @@ def test_a_live_run_takes_orders(struck: Struck) -> None:
     assert any(line.startswith("rollout-0") for line in lines)
     assert not any(line.startswith("rollout-2") for line in lines), "it has left"
     events = (struck.folder / "events.jsonl").read_text(encoding="utf-8")
-    assert 0 < events.index("rollout-2 joins") < events.index("rollout-2 left")
+    assert (
+        0
+        < events.index("rollout-2 joins")
+        < events.index("rollout-2 serves")
+        < events.index("rollout-2 left")
+    )
 
 
 def test_what_was_set_holds_from_its_step_on_in_every_driver(struck: Struck) -> None:
