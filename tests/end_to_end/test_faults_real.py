@@ -91,12 +91,8 @@ def test_a_live_run_takes_orders(struck: Struck) -> None:
     assert any(line.startswith("rollout-0") for line in lines)
     assert not any(line.startswith("rollout-2") for line in lines), "it has left"
     events = (struck.folder / "events.jsonl").read_text(encoding="utf-8")
-    assert (
-        0
-        < events.index("rollout-2 joins")
-        < events.index("rollout-2 serves")
-        < events.index("rollout-2 left")
-    )
+    life = [events.index(f"rollout-2 {what}") for what in ("joins", "serves", "left")]
+    assert life == sorted(life)
 
 
 def test_what_was_set_holds_from_its_step_on_in_every_driver(struck: Struck) -> None:
