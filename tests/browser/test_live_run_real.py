@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from core.metrics.registry import METRICS
 from tests.end_to_end.leash_process import LeashProcess, leash, records
-from tests.end_to_end.test_train_real import PPO, RECIPE
+from tests.end_to_end.tiny_recipe import LETTER_E, TASTE, write_tiny_recipe
 from tests.orchestration.monitoring.prometheus_tools import expressions_without_series, following, metrics_in
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(500)]
@@ -25,7 +25,28 @@ kind = "function"
 name = "gold"
 function = "tests.end_to_end.reward_functions:letter_e"
 weight = 0.0
-resources = {{ num_cpus = 0.1, threads = 1 }}
+resources = { num_cpus = 0.1, threads = 1 }
+"""
+CHANGES = """\
+[algorithm]
+kind = "ppo"
+num_minibatches = 2
+
+[kl]
+kl_coef = 0.002
+controller = "adaptive"
+kl_target = 20.0
+
+[learner]
+peak_tflops = 0.1
+
+[trainer]
+steps = 100000
+checkpoint_every = 2
+
+[trackers]
+tensorboard = true
+
 """
 NOT_IN_THIS_RUN = {
     *("leash_kl_exact_nats_per_token", "leash_kl_loss", "leash_entropy"),
@@ -55,17 +76,12 @@ def watched(
     tiny_model: Path, tiny_reward_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Watched]:
     home = tmp_path_factory.mktemp("watched")
-    recipe = home / "watched.toml"
-    text = (RECIPE + PPO + GOLD).format(
-        model=tiny_model, prompts=prompts_file, steps=100_000, reward_model=tiny_reward_model
-    )
-    recipe.write_text(text, encoding="utf-8")
+    changes = CHANGES + LETTER_E + TASTE.format(reward_model=tiny_reward_model) + GOLD
+    recipe = write_tiny_recipe(home / "watched.toml", changes, model=tiny_model, prompts=prompts_file)
     folder = home / "seen-live"
     with following(home / "prometheus") as prometheus:
         process = leash(
-            *("train", recipe, "--run", folder, 'algorithm={kind = "ppo", num_minibatches = 2}'),
-            *("rollout.workers=1", "learner.world_size=1", "learner.zero_stage=0"),
-            *("learner.peak_tflops=0.1", "trainer.checkpoint_every=2", "trackers.tensorboard=true"),
+            *("train", recipe, "--run", folder),
             f"metrics.discovery_folder={home / 'prometheus' / 'discovery'}",
             log=home / "log",
         )

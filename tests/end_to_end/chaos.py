@@ -28,6 +28,7 @@ from core.remote import WORKER_VARIABLE
 from orchestration.control.client import LiveRun
 from tests.end_to_end.leash_process import LeashProcess, leash, records
 from tests.end_to_end.ray_cluster import RayCluster
+from tests.end_to_end.tiny_recipe import write_tiny_recipe
 
 DEADLINE_S = 400
 """For one recovery: ten times what it takes on two idle cores."""
@@ -47,50 +48,28 @@ BROKEN_ENGINE = Path(__file__).with_name("broken_engine")
 """Where Python finds what breaks an engine from within."""
 TO_BREAK = "rollout-0"
 
-RECIPE = """\
-name = "chaos"
-
-[model]
-path = "{model}"
-max_model_len = 64
-
-[prompts]
-kind = "jsonl"
-path = "{prompts}"
-heldout_fraction = 0.5
-
-[[rewards]]
-kind = "function"
-name = "letter_e"
-function = "tests.end_to_end.reward_functions:letter_e"
-
+ENDLESS = f"""\
 [rollout]
 workers = 2
-group_size = 4
-max_new_tokens = 8
-resources = {{ num_cpus = 0.1, threads = 1 }}
+resources = {{ num_cpus = 0.1 }}
 
 [reference]
-resources = {{ num_cpus = 0.1, threads = 1 }}
-
-[algorithm]
-kind = "rloo"
+resources = {{ num_cpus = 0.1 }}
 
 [learner]
-learning_rate = 1e-3
-resources = {{ num_cpus = 0.1, threads = 1 }}
+resources = {{ num_cpus = 0.1 }}
 
 [trainer]
 steps = 100000
-prompts_per_step = 4
 heldout_prompts = 4
-checkpoint_every = {checkpoint_every}
+checkpoint_every = {CHECKPOINT_EVERY}
 save_model = false
 
 [faults]
 heartbeat_s = 1
 silence_s = 10
 """
+"""Goes on until it is stopped."""
 
 
 @dataclass(slots=True)
@@ -295,14 +274,6 @@ def worker_of(process: psutil.Process) -> str:
         return ""
 
 
-def write_recipe(file: Path, *, model: Path, prompts: Path) -> Path:
-    """A run of tiny models that goes on until it is stopped."""
-    file.write_text(
-        RECIPE.format(model=model, prompts=prompts, checkpoint_every=CHECKPOINT_EVERY), encoding="utf-8"
-    )
-    return file
-
-
 def table(chaos: Chaos) -> str:
     """One row a kind of fault."""
     lines = [
@@ -335,7 +306,9 @@ def main() -> None:
         prompts.write_text(
             "".join(f'{{"prompt": "Film {word} is"}}\n' for word in range(40)), encoding="utf-8"
         )
-        recipe = write_recipe(home / "chaos.toml", model=build_tiny_model(home / "policy"), prompts=prompts)
+        recipe = write_tiny_recipe(
+            home / "chaos.toml", ENDLESS, model=build_tiny_model(home / "policy"), prompts=prompts
+        )
         cluster = RayCluster(home, num_cpus=HEAD_CPUS)
         cluster.settings |= breakable(home / "run")
         with cluster:

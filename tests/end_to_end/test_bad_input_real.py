@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.leash_process import Ended, leash
-from tests.end_to_end.test_train_real import RECIPE
+from tests.end_to_end.tiny_recipe import write_tiny_recipe
 from tests.tiny_models import build_tiny_model
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(200)]
@@ -17,14 +17,12 @@ START_S = 60
 RUN_S = 150
 """For what a worker finds."""
 REWARDS = "tests.end_to_end.reward_functions"
-ONE_OF_EACH = ("rollout.workers=1", "learner.world_size=1", "learner.zero_stage=0")
 
 
 @pytest.fixture(scope="module")
 def recipe(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    file.write_text(RECIPE.format(model=tiny_model, prompts=prompts_file, steps=2), encoding="utf-8")
-    return file
+    return write_tiny_recipe(file, "", model=tiny_model, prompts=prompts_file)
 
 
 def refused(recipe: Path, tmp_path: Path, *overrides: str, deadline_s: float) -> str:
@@ -56,7 +54,7 @@ def test_what_is_wrong_on_paper_is_found_before_anything_starts(
 
 def test_more_than_the_cluster_has_is_refused_instead_of_waited_for(recipe: Path, tmp_path: Path) -> None:
     error = refused(recipe, tmp_path, "rollout.resources.num_cpus=1000", deadline_s=START_S)
-    assert "asks Ray for 2000.7 CPU, but the cluster has" in error
+    assert "asks Ray for 1000.5 CPU, but the cluster has" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -69,7 +67,7 @@ def test_a_malformed_line_of_a_dataset_is_named(recipe: Path, tmp_path: Path) ->
 def test_a_checkpoint_of_another_architecture(recipe: Path, tiny_model: Path, tmp_path: Path) -> None:
     other = build_tiny_model(tmp_path / "three-layers", num_layers=3)
     shutil.copy2(tiny_model / "model.safetensors", other / "model.safetensors")  # two layers
-    error = refused(recipe, tmp_path, f"model.path={other}", *ONE_OF_EACH, deadline_s=RUN_S)
+    error = refused(recipe, tmp_path, f"model.path={other}", deadline_s=RUN_S)
     assert "another architecture" in error
 
 
@@ -80,12 +78,12 @@ def test_a_reward_model_with_another_tokenizer(recipe: Path, tiny_reward_model: 
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     reward = f'rewards=[{{kind = "model", name = "taste", path = "{other}"}}]'
-    error = refused(recipe, tmp_path, reward, *ONE_OF_EACH, deadline_s=RUN_S)
+    error = refused(recipe, tmp_path, reward, deadline_s=RUN_S)
     assert "its tokenizer is not the one of" in error
 
 
 def test_a_reward_function_that_raises_ends_a_live_run(recipe: Path, tmp_path: Path) -> None:
     """What else a function can do wrong is in tests/actors/test_rewards.py."""
     override = f"rewards.0.function={REWARDS}:raises"
-    error = refused(recipe, tmp_path, override, *ONE_OF_EACH, deadline_s=RUN_S)
+    error = refused(recipe, tmp_path, override, deadline_s=RUN_S)
     assert "raises raised KeyError: 'no such table'" in error

@@ -9,9 +9,10 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 from orchestration.jobs import submit
 from orchestration.jobs.job import run_job
 from tests.end_to_end import reward_functions
-from tests.end_to_end.chaos import DEADLINE_S, write_recipe
+from tests.end_to_end.chaos import DEADLINE_S, ENDLESS
 from tests.end_to_end.leash_process import Ended, LeashProcess, leash, records
 from tests.end_to_end.ray_cluster import RayCluster, with_other_torch
+from tests.end_to_end.tiny_recipe import write_tiny_recipe
 from tests.orchestration.jobs.job_client import check_contract
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(200)]
@@ -85,7 +86,7 @@ def test_a_submitted_recipe_is_trained(
     cluster: RayCluster, tiny_model: Path, prompts_file: Path, tmp_path: Path
 ) -> None:
     """With a module of rewards that it brings along. What no retry mends is not tried again."""
-    recipe = write_recipe(tmp_path / "recipe.toml", model=tiny_model, prompts=prompts_file)
+    recipe = write_tiny_recipe(tmp_path / "recipe.toml", ENDLESS, model=tiny_model, prompts=prompts_file)
     rewards = Path(reward_functions.__file__)
     text = recipe.read_text(encoding="utf-8").replace(reward_functions.__name__, rewards.stem)
     recipe.write_text(text, encoding="utf-8")

@@ -14,13 +14,14 @@ import pytest
 from tests.end_to_end.chaos import (
     CHECKPOINT_EVERY,
     DEADLINE_S,
+    ENDLESS,
     ENGINE,
     KINDS,
     Chaos,
     differences,
-    write_recipe,
 )
 from tests.end_to_end.leash_process import leash, records
+from tests.end_to_end.tiny_recipe import write_tiny_recipe
 
 STRUCK = (ENGINE, "rollout stalled", "reward stalled for a moment", *KINDS)
 
@@ -72,7 +73,7 @@ def one_spaced(text: str) -> str:
 @pytest.fixture(scope="module")
 def struck(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Struck:
     home = tmp_path_factory.mktemp("faults")
-    recipe = write_recipe(home / "chaos.toml", model=tiny_model, prompts=prompts_file)
+    recipe = write_tiny_recipe(home / "chaos.toml", ENDLESS, model=tiny_model, prompts=prompts_file)
     chance = random.Random(0)
     with Chaos(recipe, home / "run") as chaos:
         orders = give_orders(chaos)

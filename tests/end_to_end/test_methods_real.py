@@ -12,47 +12,22 @@ import pytest
 
 from orchestration.loop.evaluation import load_samples
 from tests.end_to_end.leash_process import leash, records
+from tests.end_to_end.tiny_recipe import write_tiny_recipe
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
 
 DEADLINE_S = 240
-RECIPE = """\
-name = "methods"
-
-[model]
-path = "{model}"
-max_model_len = 64
-
-[prompts]
-kind = "jsonl"
-path = "{prompts}"
-heldout_fraction = 0.5
-
-[[rewards]]
-kind = "function"
-name = "letter_e"
-function = "tests.end_to_end.reward_functions:letter_e"
-
+CHANGES = """\
 [rollout]
-group_size = 4
-max_new_tokens = 8
 top_p = 0.9
-resources = {{ num_cpus = 0.2, threads = 1 }}
 
 [algorithm]
 kind = "grpo"
-
-[learner]
-learning_rate = 1e-3
-resources = {{ num_cpus = 0.2, threads = 1 }}
 
 [learner.lora]
 rank = 4
 
 [trainer]
-steps = 3
-prompts_per_step = 4
-heldout_prompts = 20
 best_of = 3
 """
 ADAPTERS_AS_REFERENCE = (
@@ -64,8 +39,7 @@ ADAPTERS_AS_REFERENCE = (
 @pytest.fixture(scope="module")
 def recipe(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("recipe") / "methods.toml"
-    file.write_text(RECIPE.format(model=tiny_model, prompts=prompts_file), encoding="utf-8")
-    return file
+    return write_tiny_recipe(file, CHANGES, model=tiny_model, prompts=prompts_file)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.chaos import DEADLINE_S, NODE_CPUS, Chaos, worker_of, write_recipe
+from tests.end_to_end.chaos import DEADLINE_S, ENDLESS, NODE_CPUS, Chaos, worker_of
 from tests.end_to_end.hosts import Hosts, require_hosts
 from tests.end_to_end.leash_process import Ended, leash, records
 from tests.end_to_end.ray_cluster import RayCluster, with_other_torch
+from tests.end_to_end.tiny_recipe import write_tiny_recipe
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -52,7 +53,7 @@ class Seen:
 def seen(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     require_hosts()
     home = tmp_path_factory.mktemp("hosts")
-    recipe = write_recipe(home / "chaos.toml", model=tiny_model, prompts=prompts_file)
+    recipe = write_tiny_recipe(home / "chaos.toml", ENDLESS, model=tiny_model, prompts=prompts_file)
     with Hosts() as hosts, RayCluster(home, num_cpus=HOST_CPUS, hosts=hosts) as cluster:
         cluster.add_node(num_cpus=HOST_CPUS)
         with Chaos(recipe, home / "run", *ON_HOSTS, cluster=cluster) as chaos:

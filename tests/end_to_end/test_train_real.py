@@ -19,6 +19,7 @@ from core.metrics.registry import METRICS
 from orchestration.alarm.config import AlarmLimits
 from tests.end_to_end.leash_process import BIN, Ended, LeashProcess, leash, records
 from tests.end_to_end.ray_cluster import RayCluster
+from tests.end_to_end.tiny_recipe import LETTER_E, TASTE, write_tiny_recipe
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
 
@@ -27,34 +28,10 @@ STOP_AFTER = 4
 DEADLINE_S = 240
 """For one run: twice what the slowest took on two busy cores."""
 
-RECIPE = """\
-name = "tiny"
-
-[model]
-path = "{model}"
-max_model_len = 64
-
-[prompts]
-kind = "jsonl"
-path = "{prompts}"
-heldout_fraction = 0.5
-
-[[rewards]]
-kind = "function"
-name = "letter_e"
-function = "tests.end_to_end.reward_functions:letter_e"
-
+CHANGES = f"""\
 [rollout]
 workers = 2
 group_size = 8
-max_new_tokens = 8
-resources = {{ num_cpus = 0.2, threads = 1 }}
-
-[reference]
-resources = {{ num_cpus = 0.2, threads = 1 }}
-
-[algorithm]
-kind = "rloo"
 
 [kl]
 kl_coef = 0.002
@@ -64,20 +41,9 @@ kl_target = 20.0
 [learner]
 world_size = 2
 zero_stage = 2
-learning_rate = 1e-3
-resources = {{ num_cpus = 0.2, threads = 1 }}
 
 [trainer]
-steps = {steps}
-prompts_per_step = 4
-heldout_prompts = 20
-"""
-PPO = """\
-[[rewards]]
-kind = "model"
-name = "taste"
-path = "{reward_model}"
-resources = {{ num_cpus = 0.2, threads = 1 }}
+steps = {STEPS}
 """
 
 
@@ -100,8 +66,7 @@ class Finished:
 @pytest.fixture(scope="module")
 def recipe(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    file.write_text(RECIPE.format(model=tiny_model, prompts=prompts_file, steps=STEPS), encoding="utf-8")
-    return file
+    return write_tiny_recipe(file, CHANGES, model=tiny_model, prompts=prompts_file)
 
 
 @pytest.fixture(scope="module")
@@ -281,9 +246,9 @@ def test_ppo_trains_a_value_model_from_the_reward_model(
 ) -> None:
     """And its policy is what the first run saved: vLLM loads it too. After a break it goes on with two learner
     ranks and ZeRO-2 in the place of one rank without."""
-    ppo = tmp_path / "ppo.toml"
-    rewards = recipe.read_text(encoding="utf-8") + PPO.format(reward_model=tiny_reward_model)
-    ppo.write_text(rewards, encoding="utf-8")
+    ppo = recipe.with_name("ppo.toml")
+    rewards = LETTER_E + TASTE.format(reward_model=tiny_reward_model)
+    ppo.write_text(f'base = "{recipe.name}"\n{rewards}', encoding="utf-8")
     settings = (
         *("train", ppo, 'algorithm={kind = "ppo", num_minibatches = 2}'),
         *(f"model.path={run.folder / 'model'}", "rollout.workers=1", "trainer.steps=3"),
