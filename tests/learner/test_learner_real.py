@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from learner.checkpoint_files import read_tensors
 from learner.saved_state import MOMENTS, WEIGHT, SavedState
 from tests.learner.learner_rank import METHODS, SCENARIOS, VOCABULARY
 from tests.learner.ranks import facts, run_ranks
@@ -208,6 +209,9 @@ def saved_state(
     folder: Path, name: str, network: str, parameters: dict[str, bool]
 ) -> dict[str, torch.Tensor]:
     """Every weight and moment of a checkpoint, and how often Adam has updated them."""
+    # DeepSpeed, which the other tests of this file leave to the ranks.
+    from learner.engine import SAVED_CLASSES
+
     checkpoint = folder / f"{name}-checkpoint"
     shape = json.loads((checkpoint / "learner.json").read_text(encoding="utf-8"))["shape"]
     saved = SavedState(
@@ -215,7 +219,7 @@ def saved_state(
         zero_stage=shape["zero_stage"],
         world_size=shape["world_size"],
         parameters=parameters,
-        read=lambda file: torch.load(file, weights_only=False),
+        read=lambda file: read_tensors(file, SAVED_CLASSES),
     )
     state = {name: saved.tensor(name, WEIGHT) for name in parameters}
     for name in (name for name, is_trained in parameters.items() if is_trained):
