@@ -202,7 +202,7 @@ class FaultsConfig(Section):
     """Failed starts in a row after which a worker is given up; the run ends when none of its kind is left."""
     heartbeat_s: float = Field(default=5, gt=0)
     """Seconds between two signs of life."""
-    silence_s: float = Field(default=150, gt=0)
+    silence_s: float = Field(default=60, gt=0)
     """Seconds without an answer after which a worker gets nothing new, and after twice as many is replaced."""
     drain_s: float = Field(default=120, gt=0)
     """Seconds that a worker may take to finish before it leaves; the rest is done by others."""

@@ -43,10 +43,16 @@ class LearnerGroup:
         self._actors = self._launch()
         self._is_up = False
         self._processes: list[RankProcess] = []
+        self._turn = asyncio.Lock()
+        """A rank does one thing at a time. Who waits for its turn has no deadline yet: who has it does."""
 
     async def start(self) -> None:
         """Load the networks on every rank. Raises `UserError` or `WorkerError`, naming the rank."""
-        self._processes = await self._all("identity", what="starting", deadline_s=self._setup.deadline_s)
+        async with self._turn:
+            await self._start()
+
+    async def _start(self) -> None:
+        self._processes = await self._ask("identity", what="starting", deadline_s=self._setup.deadline_s)
         address, port = await answer(
             self._actors[0].rendezvous.remote(),
             who="learner rank 0",
@@ -54,7 +60,7 @@ class LearnerGroup:
             deadline_s=self._setup.deadline_s,
         )
         collective_s = max(self._setup.deadline_s, self._learn_s, self._push_s) + LONGER_S
-        await self._all(
+        await self._ask(
             *("start", self._setup, address, port, collective_s),
             what="starting",
             deadline_s=self._setup.deadline_s,
@@ -63,9 +69,10 @@ class LearnerGroup:
 
     async def restart(self) -> None:
         """New processes with the untrained networks, in the place of the old ones."""
-        self.kill()
-        self._actors = self._launch()
-        await self.start()
+        self.kill()  # before its turn: whoever has it may be waiting for a silent rank
+        async with self._turn:
+            self._actors = self._launch()
+            await self._start()
 
     def kill(self) -> None:
         """End every rank, whatever it does."""
@@ -122,7 +129,9 @@ class LearnerGroup:
         await self._all("save_model", folder, what="saving the model", deadline_s=self._learn_s)
 
     async def reports(self) -> dict[str, WorkerReport]:
-        """What each rank says of itself, by its stable name."""
+        """What each rank says of itself, by its stable name. Nothing from ranks that are at work."""
+        if self._turn.locked():
+            return {}
         reports = await self._all("report", what="a report", deadline_s=60)
         return {f"learner-{rank}": report for rank, report in enumerate(reports)}
 
@@ -144,6 +153,11 @@ class LearnerGroup:
         ]
 
     async def _all(self, method: str, *arguments: Any, what: str, deadline_s: float) -> list[Any]:
+        """Call every rank in its turn. The deadline starts with the call."""
+        async with self._turn:
+            return await self._ask(method, *arguments, what=what, deadline_s=deadline_s)
+
+    async def _ask(self, method: str, *arguments: Any, what: str, deadline_s: float) -> list[Any]:
         """Call every rank and wait for all; the first error ends the wait."""
         calls = [
             asyncio.ensure_future(

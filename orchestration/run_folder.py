@@ -41,6 +41,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._is_new = False
         self.resumed_otherwise: dict[str, str] = {}
         """Of what can be set in flight: what the recipe that resumes a run says otherwise than the one before."""
         self.damaged: list[str] = []
@@ -59,7 +60,9 @@ class RunFolder:
         write_atomically(
             path / "run.json", json.dumps({"versions": versions(), "commit": _commit()}, indent=2)
         )
-        return cls(path)
+        folder = cls(path)
+        folder._is_new = True
+        return folder
 
     @classmethod
     def reopen(cls, recipe: Recipe, path: Path) -> "RunFolder":
@@ -82,9 +85,9 @@ class RunFolder:
         return folder
 
     def discard_if_untrained(self) -> None:
-        """Take back what a run wrote that ended on bad input before its first step, so that the corrected
+        """Take back what a new run wrote that ended on bad input before its first step, so that the corrected
         recipe may use the folder. Files of others stay, and the folder with them."""
-        if (self.path / "metrics.jsonl").exists() or (self.path / "checkpoints").exists():
+        if not self._is_new or (self.path / "metrics.jsonl").exists() or (self.path / "checkpoints").exists():
             return
         for name in ("recipe.toml", "run.json", "metrics-url.txt", "heldout-before.jsonl"):
             (self.path / name).unlink(missing_ok=True)

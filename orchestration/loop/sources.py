@@ -171,5 +171,11 @@ class DatasetGroups:
                 if isinstance(group, RolloutGroup)
                 else self._pool.score_demonstrations(group)
             )
-            self._scored[which, index] = asyncio.create_task(scoring)
+            self._scored[which, index] = task = asyncio.create_task(scoring)
+            task.add_done_callback(lambda task: self._forget_failed(which, index, task))
         return await asyncio.shield(self._scored[which, index])
+
+    def _forget_failed(self, which: int, index: int, task: asyncio.Task[RolloutGroup]) -> None:
+        """Who asks again must not hear of a learner that has been replaced since."""
+        if task.cancelled() or task.exception() is not None:
+            del self._scored[which, index]

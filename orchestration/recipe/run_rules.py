@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from actors.config import (
     SEEDS_PER_GROUP,
     DatasetConfig,
+    FaultsConfig,
     ReferenceConfig,
     RewardConfig,
     RewardModelReward,
@@ -102,6 +103,19 @@ def _check_push(weight_push: WeightPushConfig, deadlines: DeadlinesConfig) -> It
         )
 
 
+def _check_silence(faults: FaultsConfig, deadlines: DeadlinesConfig) -> Iterator[Contradiction]:
+    longest = deadlines.rollout_s / 2 - faults.heartbeat_s
+    if faults.patience_s > longest:
+        yield Contradiction(
+            ("faults.silence_s", "deadlines.rollout_s"),
+            "who is silent is replaced after twice as long, and what it had to do must be done by others within "
+            f"deadlines.rollout_s = {deadlines.rollout_s:g}",
+            f"set {longest / 2:g}, or a larger deadlines.rollout_s"
+            if longest > 0
+            else "set a larger deadlines.rollout_s",
+        )
+
+
 def _check_completion_length(model: ModelConfig, rollout: RolloutConfig) -> Iterator[Contradiction]:
     if rollout.max_new_tokens >= model.max_model_len:
         yield Contradiction(
@@ -189,6 +203,7 @@ RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_batch,
     _check_order,
     _check_push,
+    _check_silence,
     _check_completion_length,
     _check_token_budgets,
     _check_devices,

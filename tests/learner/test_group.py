@@ -118,3 +118,79 @@ def test_what_a_rank_raised_is_not_taken_for_a_loss(
     error, at_s = outcome(monkeypatch, [silence, failing(raised)], [WAITS, NAPS])
     assert error is raised
     assert at_s == pytest.approx(LAST_WORDS_S)
+
+
+def test_a_deadline_starts_with_the_call_and_ranks_at_work_are_not_asked_how_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rank does one thing after the other: who waited for that would take a busy rank for a silent one."""
+
+    class OneAtATime(FakeRank):
+        def __init__(self) -> None:
+            super().__init__(self._work)
+            self._turn = asyncio.Lock()
+
+        async def _work(self) -> str:
+            async with self._turn:
+                await asyncio.sleep(0.7 * LEARN_S)
+            return "done"
+
+    monkeypatch.setattr(LearnerGroup, "_launch", lambda group: [OneAtATime()])
+
+    async def scenario() -> tuple[Any, ...]:
+        group = LearnerGroup(cast(LearnerSetup, None), [], learn_s=LEARN_S, push_s=1)
+        first, second = (asyncio.ensure_future(group.configure(SETTINGS)) for _ in range(2))
+        await asyncio.sleep(1.0)
+        said = await group.reports()
+        asked_at_s = asyncio.get_running_loop().time()
+        await first
+        await second
+        return said, asked_at_s, asyncio.get_running_loop().time()
+
+    said, asked_at_s, ended_s = run_virtually(scenario())
+    assert said == {}
+    assert asked_at_s == pytest.approx(1.0)
+    assert ended_s == pytest.approx(1.4 * LEARN_S)
+
+
+def test_a_restart_does_not_wait_for_a_call_that_a_silent_rank_holds_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launched: list[MortalRank] = []
+
+    def launch(group: LearnerGroup) -> list[MortalRank]:
+        launched.append(MortalRank())
+        return launched[-1:]
+
+    monkeypatch.setattr(LearnerGroup, "_launch", launch)
+    monkeypatch.setattr("learner.group.ray.kill", lambda rank, no_restart: rank.killed.set())
+
+    async def start(group: LearnerGroup) -> None:
+        started.append(asyncio.get_running_loop().time())
+
+    started: list[float] = []
+    monkeypatch.setattr(LearnerGroup, "_start", start)
+
+    async def scenario() -> None:
+        group = LearnerGroup(cast(LearnerSetup, None), [], learn_s=LEARN_S, push_s=1)
+        held_up = asyncio.ensure_future(group.configure(SETTINGS))
+        await asyncio.sleep(1.0)
+        await group.restart()
+        with pytest.raises(LearnerLost):
+            await held_up
+
+    run_virtually(scenario())
+    assert len(launched) == 2
+    assert started == [pytest.approx(1.0)]
+
+
+class MortalRank(FakeRank):
+    """Says nothing until it is killed."""
+
+    def __init__(self) -> None:
+        super().__init__(self._wait)
+        self.killed = asyncio.Event()
+
+    async def _wait(self) -> None:
+        await self.killed.wait()
+        raise RayError("worker died")

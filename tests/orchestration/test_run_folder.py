@@ -122,6 +122,15 @@ def test_bad_input_takes_back_neither_training_nor_what_others_wrote(folder: Run
     assert [path.name for path in folder.path.iterdir()] == ["notes.txt"]
 
 
+def test_a_run_that_cannot_be_resumed_keeps_what_it_has(folder: RunFolder, recipe: Recipe) -> None:
+    """Also before its first step: what was acknowledged is in the ledger."""
+    (folder.path / "ledger").mkdir()
+    (folder.path / "ledger" / "segment").write_text("groups", encoding="utf-8")
+    before = sorted(folder.path.rglob("*"))
+    RunFolder.reopen(recipe, folder.path).discard_if_untrained()
+    assert sorted(folder.path.rglob("*")) == before
+
+
 def test_records_are_json_lines_also_after_a_write_that_was_cut_off(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     append_line(file, {"step": 1, "reward": float("nan"), "rewards": {"vader": float("inf"), "m": 0.5}})

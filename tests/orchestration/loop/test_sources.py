@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors.config import FaultsConfig
 from actors.fleet import Fleet
 from actors.rollout import RolloutPool, WeightedReward
-from core.errors import RetriesExhausted, RewardError
+from core.errors import LearnerLost, RetriesExhausted, RewardError
 from core.messages import Completion, DemonstrationGroup, RolloutGroup, SampleRequest
 from core.stream import SeededStream
 from core.weights import WeightManifest
@@ -240,6 +240,31 @@ def test_what_a_run_sampled_is_measured_from_the_present_reference() -> None:
         assert rollout.completion is groups[k].rollouts[0].completion
         assert rollout.score == groups[k].rollouts[0].score
         assert rollout.reference_logprobs_T[-1] == pytest.approx(math.log(0.5))
+
+
+def test_a_text_that_could_not_be_scored_is_scored_when_it_is_asked_for_again() -> None:
+    """Its learner may have been replaced since."""
+
+    class Reference:
+        num_asked = 0
+
+        async def score(self, completion: Any) -> Any:
+            self.num_asked += 1
+            if self.num_asked == 1:
+                raise LearnerLost("learner rank 0 died")
+            return flat_reference(completion)
+
+    reference = Reference()
+    groups = [make_group("group-0", [make_rollout(make_completion(5), reference=[-9.0])])]
+    source = DatasetGroups(RolloutPool(serving_fleet(FakeSampler()), reference, {}), [groups], seed=0)
+
+    async def ask_three_times() -> None:
+        with pytest.raises(LearnerLost):
+            await source.group(0)
+        assert await source.group(0) is await source.group(0)
+
+    run_virtually(ask_three_times())
+    assert reference.num_asked == 2
 
 
 class FakeLedger:

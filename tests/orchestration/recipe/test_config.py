@@ -325,6 +325,16 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             "weight_push.finish_s = 120.0: a worker would be given up while it finishes: a push may take 120 s",
         ),
         (
+            ["faults.silence_s=72.6"],
+            "faults.silence_s = 72.6: who is silent is replaced after twice as long, and what it had to do must be "
+            "done by others within deadlines.rollout_s = 300; set 72.5, or a larger deadlines.rollout_s",
+        ),
+        (
+            ["deadlines.rollout_s=9"],
+            "who is silent is replaced after twice as long, and what it had to do must be done by others within "
+            "deadlines.rollout_s = 9; set a larger deadlines.rollout_s",
+        ),
+        (
             ["learner.world_size=4"],
             "learner.world_size = 4: a rank learns from whole prompts, and trainer.prompts_per_step is 3",
         ),
@@ -413,6 +423,7 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
         ["trainer.order=window", "trainer.order_window=1", *LAGGING],
         ["weight_push.running=finish"],
         ["weight_push.finish_s=120"],
+        ["faults.silence_s=72.5"],
         ["rollout.max_new_tokens=255", "learner.token_budget=256", "reference.token_budget=256"],
         ["rollout.resources.num_gpus=2", "rollout.tensor_parallel=2"],
         ["rollout.resources.num_gpus=0.5"],
