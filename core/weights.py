@@ -64,7 +64,7 @@ class WeightManifest:
     probe_logprobs_T: Float32s
     """[T] float32, nats: the learner's log-probs of the probe; 0 for the first token."""
     max_probe_gap: float
-    """Largest allowed difference on the probe, in nats."""
+    """Largest allowed mean difference on the probe, in nats."""
 
 
 def digest(tensor: torch.Tensor) -> str:

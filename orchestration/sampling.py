@@ -148,7 +148,7 @@ async def _push(pool: RolloutPool, recipe: Recipe, inputs: RunInputs, saved: Sav
     probe = inputs.probe_token_ids(recipe.model.max_model_len)
 
     async def pack() -> Any:
-        gap = recipe.weight_push.max_probe_gap
+        gap = recipe.max_probe_gap
         return await asyncio.to_thread(saved.pack, probe, max_probe_gap=gap), {}
 
     await pool.push_weights(pack)

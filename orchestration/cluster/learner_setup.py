@@ -22,6 +22,6 @@ def learner_setup(recipe: Recipe, inputs: RunInputs) -> LearnerSetup:
         num_steps=recipe.trainer.steps,
         probe_token_ids_T=inputs.probe_token_ids(recipe.model.max_model_len),
         push_adapters=recipe.pushed_adapter_rank is not None,
-        max_probe_gap=recipe.weight_push.max_probe_gap,
+        max_probe_gap=recipe.max_probe_gap,
         deadline_s=recipe.deadlines.start_s,
     )

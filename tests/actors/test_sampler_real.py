@@ -32,6 +32,7 @@ from core.weights import (
     verified_tensors,
     view_tensors,
 )
+from orchestration.recipe.config import PROBE_GAPS
 from tests.actors.test_engine_loop import FakeEngine
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Learner:
             adapters=self.adapters,
             probe_token_ids_T=probe,
             probe_logprobs_T=self.logprobs(probe, np.arange(64) > 0),
-            max_probe_gap=MAX_GAP,
+            max_probe_gap=PROBE_GAPS["float32"],
         )
 
     @torch.no_grad()
@@ -477,8 +478,9 @@ def test_a_flipped_byte_names_the_tensor(pushed: tuple["Sampler", Learner]) -> N
 def test_a_wrong_probe_names_the_gap_and_stops_the_service(sampler: "Sampler", learner: Learner) -> None:
     manifest = learner.manifest()
     wrong = manifest.probe_logprobs_T.copy()
-    wrong[10] += 0.5
-    with pytest.raises(WorkerError, match=rf"version {learner.version} .* 5.00e-01 nats \(limit 1e-03\)"):
+    wrong[10] += 0.63  # of 63
+    said = rf"version {learner.version} .* 1.00e-02 nats on average \(limit 3e-04\)"
+    with pytest.raises(WorkerError, match=said):
         sampler.pull_weights(replace(manifest, probe_logprobs_T=wrong))
     with pytest.raises(WorkerError, match="no verified weight push"):
         sampler.submit(requests([4])[0])
