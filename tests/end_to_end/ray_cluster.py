@@ -10,6 +10,7 @@ from tests.end_to_end.hosts import THIS_MACHINE, Host, Hosts
 from tests.end_to_end.leash_process import BIN, LeashProcess
 
 START_S = 90
+RAY_GAVE_UP = "timed out during startup"
 
 
 class RayCluster:
@@ -75,11 +76,19 @@ class RayCluster:
         self._home.cleanup()
 
     def add_node(self, *, num_cpus: int, environment: Mapping[str, str] | None = None) -> LeashProcess:
-        """One more node, with `environment` beside its own. Returns once it has joined."""
-        node = self._start(
-            self._host(), f"--address={self.address}", f"--num-cpus={num_cpus}", environment=environment
-        )
-        node.wait_until(lambda: "Ray runtime started" in node.output, START_S)
+        """One more node, with `environment` beside its own. Returns once it has joined. Ray itself gives a node
+        30 s to start, which a busy machine may exceed: then it is started again, once."""
+        for attempt in (1, 2):
+            node = self._start(
+                self._host(), f"--address={self.address}", f"--num-cpus={num_cpus}", environment=environment
+            )
+            try:
+                node.wait_until(lambda: "Ray runtime started" in node.output, START_S) 
+                break
+            except AssertionError:
+                if attempt == 2 or RAY_GAVE_UP not in node.output:
+                    raise
+                self.nodes.pop().kill()
         return node
 
     def _host(self) -> Host:
