@@ -78,17 +78,18 @@ class RayCluster:
     def add_node(self, *, num_cpus: int, environment: Mapping[str, str] | None = None) -> LeashProcess:
         """One more node, with `environment` beside its own. Returns once it has joined. Ray itself gives a node
         30 s to start, which a busy machine may exceed: then it is started again, once."""
-        for attempt in (1, 2):
-            node = self._start(
-                self._host(), f"--address={self.address}", f"--num-cpus={num_cpus}", environment=environment
-            )
-            try:
-                node.wait_until(lambda: "Ray runtime started" in node.output, START_S) 
-                break
-            except AssertionError:
-                if attempt == 2 or RAY_GAVE_UP not in node.output:
-                    raise
-                self.nodes.pop().kill()
+        try:
+            return self._joined(num_cpus, environment)
+        except AssertionError:
+            if RAY_GAVE_UP not in self.nodes[-1].output:
+                raise
+            self.nodes.pop().kill()
+            return self._joined(num_cpus, environment)
+
+    def _joined(self, num_cpus: int, environment: Mapping[str, str] | None) -> LeashProcess:
+        options = (f"--address={self.address}", f"--num-cpus={num_cpus}")
+        node = self._start(self._host(), *options, environment=environment)
+        node.wait_until(lambda: "Ray runtime started" in node.output, START_S)
         return node
 
     def _host(self) -> Host:
