@@ -10,7 +10,7 @@ import pytest
 from actors.config import FaultsConfig
 from actors.fleet import Fleet
 from actors.rollout import RolloutPool, WeightedReward
-from core.errors import RetriesExhausted, UserError, WorkerLost
+from core.errors import RetriesExhausted, UserError, WorkerError, WorkerLost
 from core.messages import Completion, Demonstration, DemonstrationGroup, Float32s, RolloutGroup, SampleRequest
 from core.weights import WeightManifest
 from tests.fakes import (
@@ -289,6 +289,52 @@ def test_what_a_dying_worker_has_delivered_is_kept_and_the_rest_sampled_by_anoth
     group = roll_out(make_pool(dying, other), [11, 12, 13])
     assert [seed_of(rollout.completion) for rollout in group.rollouts] == [11, 12, 13]
     assert [request.seed for request in other.requests] == [12, 13]
+
+
+class RefusingSampler(FakeSampler):
+    """Cannot take new weights, and then serves nobody, as `Sampler`: those who waited behind the pull hear of it."""
+
+    is_refused = False
+
+    async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> Any:
+        self.is_refused = True
+        raise WorkerError("the probe differs by 1.3 nats")
+
+    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
+        await asyncio.sleep(1.0)
+        if self.is_refused:
+            raise WorkerLost(f"{self.name} has had no verified weight push")
+        async for completion in super().sample(requests):
+            yield completion
+
+
+def test_prompts_that_wait_behind_a_pull_that_fails_go_to_another_worker() -> None:
+    pool = make_pool(RefusingSampler("rollout-0"), FakeSampler("rollout-1"))
+
+    async def scenario() -> RolloutGroup:
+        group = asyncio.create_task(pool.roll_out(PROMPT, group_id="g", seeds=[11, 12]))
+        await asyncio.sleep(0.5)
+        await pool.push_weights(pack_version_5)
+        return await group
+
+    group = run_virtually(scenario())
+    assert [seed_of(rollout.completion) for rollout in group.rollouts] == [11, 12]
+
+
+def test_a_push_that_nobody_takes_says_why_although_prompts_wait_behind_it() -> None:
+    pool = make_pool(RefusingSampler("rollout-0"), RefusingSampler("rollout-1"))
+
+    async def scenario() -> None:
+        group = asyncio.create_task(pool.roll_out(PROMPT, group_id="g", seeds=[11]))
+        await asyncio.sleep(0.5)
+        try:
+            await pool.push_weights(pack_version_5)
+        finally:
+            group.cancel()
+
+    with pytest.raises(WorkerError, match="the probe differs") as info:
+        run_virtually(scenario())
+    assert not isinstance(info.value, WorkerLost)
 
 
 def test_completions_that_kill_every_worker_end_in_an_error_that_names_them() -> None:
