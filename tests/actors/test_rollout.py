@@ -292,7 +292,7 @@ def test_what_a_dying_worker_has_delivered_is_kept_and_the_rest_sampled_by_anoth
 
 
 class RefusingSampler(FakeSampler):
-    """Cannot take new weights, and then serves nobody, as `Sampler`: those who waited behind the pull hear of it."""
+    """Cannot take new weights and then serves nobody, as `Sampler`: who waited behind the pull hears of it."""
 
     is_refused = False
 

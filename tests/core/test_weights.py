@@ -91,7 +91,7 @@ def test_a_byte_that_changed_in_the_buffer_names_its_tensor(tmp_path: Path) -> N
 
 def test_a_buffer_that_is_gone_is_named_and_none_is_made(tmp_path: Path) -> None:
     path = tmp_path / "buffer"
-    with pytest.raises(WorkerError, match=r"the buffer .*/buffer cannot be read \(No such file or directory\)"):
+    with pytest.raises(WorkerError, match=r"the buffer .*/buffer cannot be read \(No such file"):
         verified_tensors(str(path), 32, (entry("w", torch.zeros(3, 2), 8),))
     assert not path.exists()
 
