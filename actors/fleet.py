@@ -5,13 +5,13 @@ Knows no Ray: it is given handles, which are Ray workers in production and plain
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 from actors.admission import Admission
 from actors.config import FaultsConfig
-from actors.signs_of_life import while_alive
-from actors.slot import H, Slot, WorkerState
+from actors.signs_of_life import prompt_reports, while_alive
+from actors.slot import UP, H, Slot, WorkerState
 from core.errors import NoWorkerLeft, RetriesExhausted, UserError, WorkerError, WorkerLost
 from core.worker_report import WorkerReport
 
@@ -133,8 +133,7 @@ class Fleet(Generic[H]):
         """
         for slot in self.slots:
             slot.missed_refit |= slot.state is WorkerState.SUSPECT
-        fit = (WorkerState.STALE, WorkerState.SERVING, WorkerState.DRAINING)
-        asked = [(slot, slot.handle) for slot in self.slots if slot.state in fit]
+        asked = [(slot, slot.handle) for slot in self.slots if slot.state in UP]
         results = await asyncio.gather(
             *(while_alive(handle, function(handle), self.faults) for _, handle in asked),
             return_exceptions=True,
@@ -203,6 +202,13 @@ class Fleet(Generic[H]):
                     f"{slot.name} failed {failures} times in a row, the last time: {slot.reason}"
                 )
         self._tell()
+
+    async def _pause(self, slot: Slot[H], seconds: float) -> None:
+        """So long, or until the worker is told to leave."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while slot.leave_by is None:
+                    await self._changed.wait()
 
     async def _live(self, slot: Slot[H]) -> None:
         """One worker's life, from its start to its death."""
@@ -279,9 +285,7 @@ class Fleet(Generic[H]):
                 async with asyncio.timeout_at(deadline):
                     await self._changed.wait()
             except TimeoutError:
-                states = "; ".join(
-                    f"{slot.name} is {slot.state} {slot.reason}".strip() for slot in self.slots
-                )
+                states = "; ".join(f"{one.name} is {one.state} {one.reason}".strip() for one in self.slots)
                 raise NoWorkerLeft(f"{self.kind}: nobody served for {self._start_s:g} s: {states}") from None
 
     def _tell(self) -> None:

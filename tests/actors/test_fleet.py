@@ -420,6 +420,34 @@ def test_who_is_told_to_leave_in_the_moment_that_it_is_up_leaves() -> None:
     assert run(workers, scenario) == {"worker-0": "serving"}
 
 
+def test_who_is_told_to_leave_while_it_is_dead_is_gone_at_once_and_not_started_again() -> None:
+    def make(name: str) -> FakeWorker:
+        return FakeWorker(name, fails=WorkerError("no memory") if name == "worker-1" else None)
+
+    workers = Workers(make=make)
+
+    async def scenario() -> list[dict[str, str]]:
+        await settle()
+        workers.fleet.scale(2)
+        await settle(0.5)  # it failed twice, and would be started again after a pause of a second
+        dead = workers.states
+        workers.fleet.scale(1)
+        await settle(0.1)
+        return [dead, workers.states]
+
+    dead, after = run(workers, scenario)
+    assert dead == {"worker-0": "serving", "worker-1": "dead"}
+    assert after == {"worker-0": "serving"}
+    assert len(workers.launched) == 3
+    assert [event for worker, event in workers.events if worker == "worker-1"] == [
+        "joins",
+        "died: no memory",
+        "died: no memory",
+        "leaves",
+        "left",
+    ]
+
+
 def test_work_that_kills_every_worker_is_given_up() -> None:
     workers = Workers()
 
