@@ -19,8 +19,6 @@ T = TypeVar("T")
 
 MAX_PAUSE_S = 30.0
 """Before a worker that failed several times in a row is started again."""
-REPORT_S = 60.0
-"""For a report that nobody's work waits for."""
 
 
 class Fleet(Generic[H]):
@@ -80,7 +78,10 @@ class Fleet(Generic[H]):
         for slot in staying[size:]:
             slot.leave_by = asyncio.get_running_loop().time() + self.faults.drain_s
             self._on_event(slot.name, "leaves")
-            if slot.load and slot.state is not WorkerState.DEAD:
+            if slot.state is WorkerState.DEAD:
+                self._on_event(slot.name, "left")
+                self._tell()  # its supervisor, which would start it again
+            elif slot.load:
                 slot.enter(WorkerState.DRAINING)
             else:
                 self._lose(slot, "left")
@@ -157,10 +158,8 @@ class Fleet(Generic[H]):
         return done
 
     async def reports(self) -> dict[str, WorkerReport]:
-        """What every process that answers says of itself, by its stable name."""
-        up = [slot for slot in self.slots if slot.state not in (WorkerState.STARTING, WorkerState.DEAD)]
-        said = await asyncio.gather(*(slot.handle.report(REPORT_S) for slot in up), return_exceptions=True)
-        return {slot.name: one for slot, one in zip(up, said, strict=True) if isinstance(one, WorkerReport)}
+        """What every process that answers at once says of itself, by its stable name."""
+        return await prompt_reports([slot for slot in self.slots if slot.state in UP], self.faults)
 
     async def close(self) -> None:
         """End every worker."""
@@ -188,9 +187,10 @@ class Fleet(Generic[H]):
             while True:
                 await self._live(slot)
                 failures = 1 if slot.has_served else failures + 1
+                if failures <= self.faults.max_restarts:
+                    await self._pause(slot, min(MAX_PAUSE_S, 2.0 ** (failures - 1) - 1))
                 if slot.leave_by is not None or failures > self.faults.max_restarts:
                     break
-                await asyncio.sleep(min(MAX_PAUSE_S, 2.0 ** (failures - 1) - 1))
                 slot.renew(self._launch(slot.name))
         except Exception as error:  # a bug of ours: whoever needs a worker hears of it
             self._broken = error

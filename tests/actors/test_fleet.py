@@ -9,6 +9,7 @@ import pytest
 
 from actors.config import FaultsConfig
 from actors.fleet import Fleet
+from actors.signs_of_life import REPORT_S
 from actors.slot import NEXT, Slot, WorkerState
 from core.errors import NoWorkerLeft, RetriesExhausted, UserError, WorkerError, WorkerLost
 from core.worker_report import WorkerReport
@@ -515,6 +516,25 @@ def test_who_answers_is_reported_and_nobody_else() -> None:
 
     reports = run(workers, scenario, size=2)
     assert {name: report.memory_bytes for name, report in reports.items()} == {"worker-1": 1000}
+
+
+def test_a_silent_worker_holds_up_nobody_who_asks_for_reports() -> None:
+    workers = Workers()
+
+    async def ask() -> tuple[list[str], float]:
+        started = asyncio.get_running_loop().time()
+        reports = await workers.fleet.reports()
+        return list(reports), asyncio.get_running_loop().time() - started
+
+    async def scenario() -> list[tuple[list[str], float]]:
+        await settle()
+        workers.launched[0].is_silent = True
+        silent = await ask()
+        await asyncio.sleep(FAULTS.heartbeat_s + FAULTS.silence_s)
+        assert workers.states["worker-0"] == "suspect"
+        return [silent, await ask()]
+
+    assert run(workers, scenario, size=2) == [(["worker-1"], REPORT_S), (["worker-1"], 0.0)]
 
 
 def test_every_sign_of_life_says_how_the_worker_is_until_it_dies() -> None:

@@ -3,10 +3,13 @@
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from actors.config import FaultsConfig
+from actors.fleet import Fleet
+from actors.signs_of_life import REPORT_S
 from actors.worker import ActorSetup
 from core.errors import UserError, WorkerError
 from core.worker_report import WorkerReport
@@ -92,6 +95,31 @@ def test_engines_without_a_learner_take_all_weights_and_no_adapters(
 
     run_virtually(start())
     assert ranks == [None, None]
+
+
+class ReportingLearner:
+    async def reports(self) -> dict[str, WorkerReport]:
+        await asyncio.sleep(1.0)
+        return {"learner-0": await FakeWorker().report(1.0)}
+
+
+def test_workers_of_all_kinds_are_asked_for_reports_at_the_same_time() -> None:
+    fleets = {
+        kind: Fleet[Any](kind, FakeWorker, faults=FaultsConfig(), start_s=100)
+        for kind in ("rollout", "reference")
+    }
+
+    async def ask() -> tuple[set[str], float]:
+        for fleet in fleets.values():
+            await fleet.start(2)
+            fleet.slots[1].handle.is_silent = True
+        learner, pool = cast(Any, ReportingLearner()), cast(Any, None)
+        reports = await launch.Workers(learner=learner, pool=pool, fleets=fleets).reports()
+        took_s = asyncio.get_running_loop().time()
+        await asyncio.gather(*(fleet.close() for fleet in fleets.values()))
+        return set(reports), took_s
+
+    assert run_virtually(ask()) == ({"learner-0", "rollout-0", "reference-0"}, REPORT_S)
 
 
 def test_of_several_workers_that_fail_the_clear_reason_counts() -> None:
