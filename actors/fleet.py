@@ -5,13 +5,13 @@ Knows no Ray: it is given handles, which are Ray workers in production and plain
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 from actors.admission import Admission
 from actors.config import FaultsConfig
-from actors.signs_of_life import while_alive
-from actors.slot import H, Slot, WorkerState
+from actors.signs_of_life import prompt_reports, while_alive
+from actors.slot import UP, H, Slot, WorkerState
 from core.errors import NoWorkerLeft, RetriesExhausted, UserError, WorkerError, WorkerLost
 from core.worker_report import WorkerReport
 
@@ -19,8 +19,6 @@ T = TypeVar("T")
 
 MAX_PAUSE_S = 30.0
 """Before a worker that failed several times in a row is started again."""
-REPORT_S = 60.0
-"""For a report that nobody's work waits for."""
 
 
 class Fleet(Generic[H]):
@@ -80,7 +78,10 @@ class Fleet(Generic[H]):
         for slot in staying[size:]:
             slot.leave_by = asyncio.get_running_loop().time() + self.faults.drain_s
             self._on_event(slot.name, "leaves")
-            if slot.load and slot.state is not WorkerState.DEAD:
+            if slot.state is WorkerState.DEAD:
+                self._on_event(slot.name, "left")
+                self._tell()  # its supervisor, which would start it again
+            elif slot.load:
                 slot.enter(WorkerState.DRAINING)
             else:
                 self._lose(slot, "left")
@@ -133,8 +134,7 @@ class Fleet(Generic[H]):
         """
         for slot in self.slots:
             slot.missed_refit |= slot.state is WorkerState.SUSPECT
-        fit = (WorkerState.STALE, WorkerState.SERVING, WorkerState.DRAINING)
-        asked = [(slot, slot.handle) for slot in self.slots if slot.state in fit]
+        asked = [(slot, slot.handle) for slot in self.slots if slot.state in UP]
         results = await asyncio.gather(
             *(while_alive(handle, function(handle), self.faults) for _, handle in asked),
             return_exceptions=True,
@@ -158,10 +158,8 @@ class Fleet(Generic[H]):
         return done
 
     async def reports(self) -> dict[str, WorkerReport]:
-        """What every process that answers says of itself, by its stable name."""
-        up = [slot for slot in self.slots if slot.state not in (WorkerState.STARTING, WorkerState.DEAD)]
-        said = await asyncio.gather(*(slot.handle.report(REPORT_S) for slot in up), return_exceptions=True)
-        return {slot.name: one for slot, one in zip(up, said, strict=True) if isinstance(one, WorkerReport)}
+        """What every process that answers at once says of itself, by its stable name."""
+        return await prompt_reports([slot for slot in self.slots if slot.state in UP], self.faults)
 
     async def close(self) -> None:
         """End every worker."""
@@ -189,9 +187,10 @@ class Fleet(Generic[H]):
             while True:
                 await self._live(slot)
                 failures = 1 if slot.has_served else failures + 1
+                if failures <= self.faults.max_restarts:
+                    await self._pause(slot, min(MAX_PAUSE_S, 2.0 ** (failures - 1) - 1))
                 if slot.leave_by is not None or failures > self.faults.max_restarts:
                     break
-                await asyncio.sleep(min(MAX_PAUSE_S, 2.0 ** (failures - 1) - 1))
                 slot.renew(self._launch(slot.name))
         except Exception as error:  # a bug of ours: whoever needs a worker hears of it
             self._broken = error
@@ -203,6 +202,13 @@ class Fleet(Generic[H]):
                     f"{slot.name} failed {failures} times in a row, the last time: {slot.reason}"
                 )
         self._tell()
+
+    async def _pause(self, slot: Slot[H], seconds: float) -> None:
+        """So long, or until the worker is told to leave."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while slot.leave_by is None:
+                    await self._changed.wait()
 
     async def _live(self, slot: Slot[H]) -> None:
         """One worker's life, from its start to its death."""
@@ -279,9 +285,7 @@ class Fleet(Generic[H]):
                 async with asyncio.timeout_at(deadline):
                     await self._changed.wait()
             except TimeoutError:
-                states = "; ".join(
-                    f"{slot.name} is {slot.state} {slot.reason}".strip() for slot in self.slots
-                )
+                states = "; ".join(f"{one.name} is {one.state} {one.reason}".strip() for one in self.slots)
                 raise NoWorkerLeft(f"{self.kind}: nobody served for {self._start_s:g} s: {states}") from None
 
     def _tell(self) -> None:

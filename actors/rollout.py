@@ -84,6 +84,8 @@ class RolloutPool:
         self._max_retries = max_retries
         self._push_s = push_s
         self._manifest: WeightManifest | None = None
+        """Where the present weights lie; None while they cannot be read."""
+        self._policy_version: int | None = None
         self._num_sampled = self._sampled_tokens = 0
         self._waits: dict[str, list[float]] = {"reward": [], "reference": []}
 
@@ -159,7 +161,7 @@ class RolloutPool:
     @property
     def policy_version(self) -> int | None:
         """Of the weights that rollout workers serve; None before the first push."""
-        return None if self._manifest is None else self._manifest.policy_version
+        return self._policy_version
 
     async def push_weights(
         self, pack: Callable[[], Awaitable[tuple[WeightManifest, dict[str, float]]]]
@@ -170,18 +172,25 @@ class RolloutPool:
         async with (
             self._samplers.admission.pushing()
         ):  # nobody reads the old weights while they are overwritten
+            self.forget_weights()  # if `pack` fails, nobody knows what lies there
             self._manifest, timing = await pack()
+            self._policy_version = self._manifest.policy_version
             return timing, await self._samplers.refit(self._pull)
+
+    def forget_weights(self) -> None:
+        """The learner in whose memory they lie is gone: who joins waits for the next push, the others go on."""
+        self._manifest = None
 
     async def _pull(self, sampler: SamplerHandle) -> Any:
         assert self._manifest is not None
         return await sampler.pull_weights(self._manifest, deadline_s=self._push_s)
 
     async def _catch_up(self, sampler: SamplerHandle) -> bool:
-        """A worker that was not there when the present weights were pushed. False before the first push."""
-        if self._manifest is not None:
-            await self._pull(sampler)
-        return self._manifest is not None
+        """A worker that was not there when the present weights were pushed. False while there are none to read."""
+        if self._manifest is None:
+            return False
+        await self._pull(sampler)
+        return True
 
     async def _sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
         """A completion for each request, from whoever lives. Raises `RetriesExhausted`."""

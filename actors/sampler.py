@@ -23,7 +23,7 @@ from actors.config import RolloutConfig
 from actors.engine_stats import EngineStats
 from actors.weight_pull import SHARED_MEMORY, register
 from core.config import ModelConfig
-from core.errors import UserError, WorkerError
+from core.errors import UserError, WorkerError, WorkerLost
 from core.messages import Completion, Float32s, SampleRequest, VersionSpan
 from core.weights import WeightManifest
 
@@ -91,7 +91,8 @@ class Sampler:
         return bool(self._finished_during_pull) or self._engine.has_unfinished_requests()
 
     def submit(self, request: SampleRequest) -> None:
-        """Queue one completion. Raises `UserError` for a prompt that does not fit."""
+        """Queue one completion. Raises `UserError` for a prompt that does not fit, `WorkerLost` without verified
+        weights: another worker may have them."""
         self._require_verified_weights()
         limit = self._engine.model_config.max_model_len
         wanted = len(request.prompt.token_ids) + self._rollout.max_new_tokens
@@ -127,7 +128,7 @@ class Sampler:
     def step(self) -> list[Completion]:
         """Decode one token of every running sequence; the completions that finished with it.
 
-        Raises `WorkerError` if the last weight push failed.
+        Raises `WorkerLost` if the last weight push failed.
         """
         self._require_verified_weights()
         finished, self._finished_during_pull = self._finished_during_pull, []
@@ -196,7 +197,7 @@ class Sampler:
     def _require_verified_weights(self) -> None:
         """Neither new requests nor running ones are served by weights that nobody vouches for."""
         if self._policy_version is None:
-            raise WorkerError("this rollout worker has had no verified weight push, so it must not serve")
+            raise WorkerLost("this rollout worker has had no verified weight push, so it must not serve")
 
     def _score_probe(self, manifest: WeightManifest) -> Float32s:
         """[T] float32, nats: the engine's log-probs of the probe's tokens; 0 for the first."""

@@ -31,6 +31,8 @@ class WorkerState(StrEnum):
     DEAD = "dead"
 
 
+UP = (WorkerState.STALE, WorkerState.SERVING, WorkerState.DRAINING)
+"""Those of a worker that answers, as far as anybody knows."""
 NEXT = {
     WorkerState.STARTING: (WorkerState.STALE, WorkerState.DEAD),
     WorkerState.STALE: (WorkerState.SERVING, WorkerState.DRAINING, WorkerState.DEAD),

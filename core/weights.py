@@ -116,9 +116,21 @@ def view_tensors(
 def verified_tensors(
     path: str, num_bytes: int, entries: tuple[TensorEntry, ...]
 ) -> list[tuple[str, torch.Tensor]]:
-    """(name, tensor) pairs that look into a buffer. Raises `WorkerError` naming the first one that differs."""
+    """(name, tensor) pairs that look into a buffer. Raises `WorkerError` naming the first one that differs, or the
+    buffer if it is not there."""
+    _require_buffer(path, num_bytes)
     tensors = list(view_tensors(map_buffer(path, num_bytes), entries))
     for entry, (name, tensor) in zip(entries, tensors, strict=True):
         if digest(tensor) != entry.digest:
             raise WorkerError(f"weight push: tensor {name} arrived with other bytes than the learner wrote")
     return tensors
+
+
+def _require_buffer(path: str, num_bytes: int) -> None:
+    """Mapping a buffer that has gone with its learner would make another one, full of zeros."""
+    try:
+        found = Path(path).stat().st_size
+    except OSError as error:
+        raise WorkerError(f"weight push: the buffer {path} cannot be read ({error.strerror})") from None
+    if found < num_bytes:
+        raise WorkerError(f"weight push: the buffer {path} holds {found} of {num_bytes} bytes")

@@ -176,10 +176,11 @@ class Run:
         """After the death of a rank: all ranks anew, at the last checkpoint; its version."""
         while True:
             self._learner_restarts += 1
-            if self._learner_restarts > self._recipe.faults.max_restarts:
+            if self._learner_restarts > self._controls.recipe.faults.max_restarts:
                 raise error
             self._log.worker_event("learner", f"died: {error}")
             self._log.phase("start")
+            self._workers.pool.forget_weights()
             try:
                 await self._workers.learner.restart()
                 version = await self._checkpoints.roll_back()
@@ -201,7 +202,7 @@ class Run:
         if self._recipe.trainer.save_model:
             await self._workers.learner.save_model((self._folder.path / "model").absolute())
         summary = figures | run_figures(
-            self._recipe,
+            self._controls.recipe,
             self._log.records,
             memory=self._log.peak_memory,
             reward_model=self._inputs.reward_model_metrics,

@@ -61,10 +61,9 @@ class Workers:
 
     async def reports(self) -> dict[str, WorkerReport]:
         """What every worker process says of itself, by its stable name."""
-        reports = await self.learner.reports()
-        for fleet in self.fleets.values():
-            reports |= await fleet.reports()
-        return reports
+        kinds = [fleet.reports() for fleet in self.fleets.values()]
+        said = await asyncio.gather(self.learner.reports(), *kinds)
+        return {name: report for reports in said for name, report in reports.items()}
 
     async def close(self) -> None:
         """End every worker that is not the learner's."""
@@ -132,10 +131,13 @@ async def started_learner(recipe: Recipe, inputs: RunInputs) -> AsyncIterator[Le
 
 @asynccontextmanager
 async def started_rollouts(recipe: Recipe, inputs: RunInputs, watcher: Watcher) -> AsyncIterator[RolloutPool]:
-    """Everybody but the learner, up and loaded. They end with the context. Raises as `started` does. The reference
-    has scorers of its own, whatever the recipe says."""
+    """Everybody but the learner, up and loaded. They end with the context. Raises as `started` does. Whatever the
+    recipe says, the reference has scorers of its own and all weights are pushed: a saved policy has no adapters."""
     recipe = recipe.model_copy(
-        update={"reference": recipe.reference.model_copy(update={"adapters_off": False})}
+        update={
+            "reference": recipe.reference.model_copy(update={"adapters_off": False}),
+            "weight_push": recipe.weight_push.model_copy(update={"form": "merged"}),
+        }
     )
     _require_room([worker for worker in workers_of(recipe) if worker.kind != "learner"])
     pool, fleets = _fleets(recipe, None, node_id(), inputs, watcher)

@@ -45,7 +45,9 @@ class RunLog:
         self._lengths = [0, 0]
         """Completions trained on, and their tokens."""
         self._reports: dict[str, WorkerReport] = {}
-        """The latest of every worker."""
+        """The latest of every worker that is not gone."""
+        self._ended: set[str] = set()
+        """Processes that are gone."""
         self.peak_memory: dict[str, int] = {}
         """Of every worker, in bytes, and their total; the largest so far."""
         self.records: list[dict[str, Any]] = []
@@ -106,6 +108,8 @@ class RunLog:
         if event.startswith(("died", "left", "given up")):
             self._hub.forget(worker)
             self._figures.forget(worker)
+            if (latest := self._reports.pop(worker, None)) is not None:
+                self._ended.add(latest.process)
         if event.startswith("died"):
             kind = worker.rpartition("-")[0] or worker
             self._hub.add("leash_worker_restarts_total", 1, kind=kind)
@@ -119,8 +123,11 @@ class RunLog:
         self.ledger.discard(number, num_rollouts, reason)
 
     def worker_report(self, worker: str, report: WorkerReport) -> None:
-        """A worker says how it is. Several sides ask, and reports may overtake each other on their way."""
+        """A worker says how it is. Several sides ask: a report may be overtaken by another on its way, or by its
+        process' end."""
         if (latest := self._reports.get(worker)) is not None and latest.overtook(report):
+            return
+        if report.process in self._ended:
             return
         self._reports[worker] = report
         self._hub.worker(worker, report)

@@ -9,6 +9,7 @@ import pytest
 
 from actors.config import FaultsConfig
 from actors.fleet import Fleet
+from actors.signs_of_life import REPORT_S
 from actors.slot import NEXT, Slot, WorkerState
 from core.errors import NoWorkerLeft, RetriesExhausted, UserError, WorkerError, WorkerLost
 from core.worker_report import WorkerReport
@@ -420,6 +421,34 @@ def test_who_is_told_to_leave_in_the_moment_that_it_is_up_leaves() -> None:
     assert run(workers, scenario) == {"worker-0": "serving"}
 
 
+def test_who_is_told_to_leave_while_it_is_dead_is_gone_at_once_and_not_started_again() -> None:
+    def make(name: str) -> FakeWorker:
+        return FakeWorker(name, fails=WorkerError("no memory") if name == "worker-1" else None)
+
+    workers = Workers(make=make)
+
+    async def scenario() -> list[dict[str, str]]:
+        await settle()
+        workers.fleet.scale(2)
+        await settle(0.5)  # it failed twice, and would be started again after a pause of a second
+        dead = workers.states
+        workers.fleet.scale(1)
+        await settle(0.1)
+        return [dead, workers.states]
+
+    dead, after = run(workers, scenario)
+    assert dead == {"worker-0": "serving", "worker-1": "dead"}
+    assert after == {"worker-0": "serving"}
+    assert len(workers.launched) == 3
+    assert [event for worker, event in workers.events if worker == "worker-1"] == [
+        "joins",
+        "died: no memory",
+        "died: no memory",
+        "leaves",
+        "left",
+    ]
+
+
 def test_work_that_kills_every_worker_is_given_up() -> None:
     workers = Workers()
 
@@ -487,6 +516,25 @@ def test_who_answers_is_reported_and_nobody_else() -> None:
 
     reports = run(workers, scenario, size=2)
     assert {name: report.memory_bytes for name, report in reports.items()} == {"worker-1": 1000}
+
+
+def test_a_silent_worker_holds_up_nobody_who_asks_for_reports() -> None:
+    workers = Workers()
+
+    async def ask() -> tuple[list[str], float]:
+        started = asyncio.get_running_loop().time()
+        reports = await workers.fleet.reports()
+        return list(reports), asyncio.get_running_loop().time() - started
+
+    async def scenario() -> list[tuple[list[str], float]]:
+        await settle()
+        workers.launched[0].is_silent = True
+        silent = await ask()
+        await asyncio.sleep(FAULTS.heartbeat_s + FAULTS.silence_s)
+        assert workers.states["worker-0"] == "suspect"
+        return [silent, await ask()]
+
+    assert run(workers, scenario, size=2) == [(["worker-1"], REPORT_S), (["worker-1"], 0.0)]
 
 
 def test_every_sign_of_life_says_how_the_worker_is_until_it_dies() -> None:

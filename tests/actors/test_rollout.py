@@ -10,7 +10,7 @@ import pytest
 from actors.config import FaultsConfig
 from actors.fleet import Fleet
 from actors.rollout import RolloutPool, WeightedReward
-from core.errors import RetriesExhausted, UserError, WorkerLost
+from core.errors import LearnerLost, RetriesExhausted, UserError, WorkerError, WorkerLost
 from core.messages import Completion, Demonstration, DemonstrationGroup, Float32s, RolloutGroup, SampleRequest
 from core.weights import WeightManifest
 from tests.fakes import (
@@ -291,6 +291,52 @@ def test_what_a_dying_worker_has_delivered_is_kept_and_the_rest_sampled_by_anoth
     assert [request.seed for request in other.requests] == [12, 13]
 
 
+class RefusingSampler(FakeSampler):
+    """Cannot take new weights and then serves nobody, as `Sampler`: who waited behind the pull hears of it."""
+
+    is_refused = False
+
+    async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> Any:
+        self.is_refused = True
+        raise WorkerError("the probe differs by 1.3 nats")
+
+    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Completion, None]:
+        await asyncio.sleep(1.0)
+        if self.is_refused:
+            raise WorkerLost(f"{self.name} has had no verified weight push")
+        async for completion in super().sample(requests):
+            yield completion
+
+
+def test_prompts_that_wait_behind_a_pull_that_fails_go_to_another_worker() -> None:
+    pool = make_pool(RefusingSampler("rollout-0"), FakeSampler("rollout-1"))
+
+    async def scenario() -> RolloutGroup:
+        group = asyncio.create_task(pool.roll_out(PROMPT, group_id="g", seeds=[11, 12]))
+        await asyncio.sleep(0.5)
+        await pool.push_weights(pack_version_5)
+        return await group
+
+    group = run_virtually(scenario())
+    assert [seed_of(rollout.completion) for rollout in group.rollouts] == [11, 12]
+
+
+def test_a_push_that_nobody_takes_says_why_although_prompts_wait_behind_it() -> None:
+    pool = make_pool(RefusingSampler("rollout-0"), RefusingSampler("rollout-1"))
+
+    async def scenario() -> None:
+        group = asyncio.create_task(pool.roll_out(PROMPT, group_id="g", seeds=[11]))
+        await asyncio.sleep(0.5)
+        try:
+            await pool.push_weights(pack_version_5)
+        finally:
+            group.cancel()
+
+    with pytest.raises(WorkerError, match="the probe differs") as info:
+        run_virtually(scenario())
+    assert not isinstance(info.value, WorkerLost)
+
+
 def test_completions_that_kill_every_worker_end_in_an_error_that_names_them() -> None:
     pool = make_pool(*(DyingSampler(f"rollout-{index}") for index in range(4)))
     with pytest.raises(RetriesExhausted, match="g-3: 3 rollout workers were lost on it; the last: rollout-2"):
@@ -319,6 +365,58 @@ def test_a_worker_that_comes_late_has_the_present_weights_before_it_serves() -> 
         return [sampler.version for sampler in started]
 
     assert run_virtually(scenario()) == [5, 5]
+
+
+class AwayLearner:
+    """While it is away nobody can read the weights that it packed."""
+
+    is_away = False
+
+    async def pack(self) -> tuple[WeightManifest, dict[str, float]]:
+        if self.is_away:
+            raise LearnerLost("learner rank 0 died (packing weights)")
+        return make_manifest(5), {}
+
+
+@pytest.mark.parametrize("dies_while_packing", [False, True])
+def test_workers_that_come_up_while_the_learner_is_away_wait_for_its_next_push(
+    dies_while_packing: bool,
+) -> None:
+    learner = AwayLearner()
+    started: list[FakeSampler] = []
+
+    class Sampler(FakeSampler):
+        async def pull_weights(self, manifest: WeightManifest, *, deadline_s: float) -> Any:
+            if learner.is_away:
+                raise WorkerError("weight push: the buffer cannot be read")
+            return await super().pull_weights(manifest, deadline_s=deadline_s)
+
+    def launch(name: str) -> FakeSampler:
+        started.append(Sampler(name, version=-1))
+        return started[-1]
+
+    async def scenario() -> None:
+        fleet: Fleet[Any] = Fleet("rollout", launch, faults=FaultsConfig(), start_s=100)
+        pool = RolloutPool(fleet, FakeScorer(flat_reference), {})
+        await fleet.start(1)
+        await pool.push_weights(learner.pack)
+        learner.is_away = True
+        if dies_while_packing:
+            with pytest.raises(LearnerLost):
+                await pool.push_weights(learner.pack)
+        else:
+            pool.forget_weights()
+        fleet.scale(2)
+        await asyncio.sleep(300.0)
+        assert [str(slot.state) for slot in fleet.slots] == ["serving", "stale"]
+        assert pool.policy_version == 5, "of those who serve"
+        learner.is_away = False
+        await pool.push_weights(learner.pack)
+        assert [str(slot.state) for slot in fleet.slots] == ["serving", "serving"]
+        await fleet.close()
+
+    run_virtually(scenario())
+    assert [sampler.version for sampler in started] == [5, 5]
 
 
 def test_the_pool_says_how_long_completions_waited_for_scores_and_how_long_they_are(

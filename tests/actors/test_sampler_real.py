@@ -19,7 +19,7 @@ from actors.config import MAX_ADAPTER_RANK, RolloutConfig
 from actors.engine_loop import Engine, EngineLoop
 from core.config import ModelConfig
 from core.decoding import UNCHANGED, Decoding
-from core.errors import UserError, WorkerError
+from core.errors import UserError, WorkerError, WorkerLost
 from core.messages import Completion, Float32s, Int32s, Prompt, SampleRequest, VersionSpan
 from core.models import TokenLogprobs, load_policy
 from core.packing import pack_row
@@ -263,7 +263,7 @@ def largest_gap(learner: Learner, completions: Sequence[Completion], decoding: D
 
 
 def test_it_serves_nobody_before_a_verified_push(engine: "Sampler", learner: Learner) -> None:
-    with pytest.raises(WorkerError, match="no verified weight push"):
+    with pytest.raises(WorkerLost, match="no verified weight push"):
         engine.submit(requests([4])[0])
     assert not engine.has_work
 
@@ -471,7 +471,7 @@ def test_a_flipped_byte_names_the_tensor(pushed: tuple["Sampler", Learner]) -> N
     map_buffer(manifest.path, manifest.num_bytes)[entry.offset_bytes + 7] ^= 1
     with pytest.raises(WorkerError, match=f"tensor {entry.name} arrived with other bytes"):
         sampler.pull_weights(manifest)
-    with pytest.raises(WorkerError, match="no verified weight push"):
+    with pytest.raises(WorkerLost, match="no verified weight push"):
         sampler.submit(requests([4])[0])
 
 
@@ -482,7 +482,7 @@ def test_a_wrong_probe_names_the_gap_and_stops_the_service(sampler: "Sampler", l
     said = rf"version {learner.version} .* 1.00e-02 nats on average \(limit 3e-04\)"
     with pytest.raises(WorkerError, match=said):
         sampler.pull_weights(replace(manifest, probe_logprobs_T=wrong))
-    with pytest.raises(WorkerError, match="no verified weight push"):
+    with pytest.raises(WorkerLost, match="no verified weight push"):
         sampler.submit(requests([4])[0])
 
 
@@ -504,7 +504,7 @@ def test_running_requests_do_not_go_on_under_weights_that_failed_the_probe(
     sampler.step()
     with pytest.raises(WorkerError, match="nan nats"):
         sampler.pull_weights(replace(manifest, probe_logprobs_T=manifest.probe_logprobs_T + np.nan))
-    with pytest.raises(WorkerError, match="no verified weight push"):
+    with pytest.raises(WorkerLost, match="no verified weight push"):
         sampler.step()
     sampler.pull_weights(learner.manifest())
     assert len(finish(sampler)) == 1
@@ -542,7 +542,7 @@ def test_adapters_that_the_engine_kept_are_refused(
             WorkerError, match=f"version {adapter_learner.version} .* differ from the learner's"
         ):
             adapter_sampler.pull_weights(adapter_learner.manifest())
-    with pytest.raises(WorkerError, match="no verified weight push"):
+    with pytest.raises(WorkerLost, match="no verified weight push"):
         adapter_sampler.submit(requests([4])[0])
 
 

@@ -89,6 +89,21 @@ def test_a_byte_that_changed_in_the_buffer_names_its_tensor(tmp_path: Path) -> N
         verified_tensors(path, 32, entries)
 
 
+def test_a_buffer_that_is_gone_is_named_and_none_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "buffer"
+    with pytest.raises(WorkerError, match=r"the buffer .*/buffer cannot be read \(No such file"):
+        verified_tensors(str(path), 32, (entry("w", torch.zeros(3, 2), 8),))
+    assert not path.exists()
+
+
+def test_a_buffer_that_is_too_short_is_named_and_not_grown(tmp_path: Path) -> None:
+    path = tmp_path / "buffer"
+    path.write_bytes(bytes(20))
+    with pytest.raises(WorkerError, match="the buffer .*/buffer holds 20 of 32 bytes"):
+        verified_tensors(str(path), 32, (entry("w", torch.zeros(3, 2), 8),))
+    assert path.stat().st_size == 20
+
+
 def test_tensors_are_laid_out_one_after_the_other_from_cache_line_to_cache_line() -> None:
     first, second, third = laid_out(
         [("a", (3, 5), torch.float32), ("b", (32,), torch.bfloat16), ("c", (), torch.float32)]

@@ -3,17 +3,22 @@
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from actors.config import FaultsConfig
+from actors.fleet import Fleet
+from actors.signs_of_life import REPORT_S
+from actors.worker import ActorSetup
 from core.errors import UserError, WorkerError
 from core.worker_report import WorkerReport
+from learner.config import LoRAConfig
 from orchestration.cluster import launch
 from orchestration.cluster.placement import workers_of
-from orchestration.recipe.config import ClusterConfig, Recipe
+from orchestration.recipe.config import ClusterConfig, Recipe, WeightPushConfig
 from orchestration.recipe.loading import load_recipe
-from tests.fakes import run_virtually
+from tests.fakes import FakeWorker, run_virtually
 from tests.recipes import MANY_WORKERS
 
 
@@ -59,6 +64,62 @@ def test_rollout_workers_name_the_learners_node_only_where_none_is_added(
     _, fleets = launch._fleets(placed, None, "learners-node", inputs, Unwatched())
     fleets["rollout"]._launch("rollout-0")
     assert named == [expected]
+
+
+def test_engines_without_a_learner_take_all_weights_and_no_adapters(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A saved policy's adapters are merged into its weights (`learner/saved_policy.py`)."""
+    ranks: list[int | None] = []
+
+    def launch_rollout(name: str, setup: ActorSetup, **rest: Any) -> FakeWorker:
+        ranks.append(setup.adapter_rank)
+        return FakeWorker(name)
+
+    monkeypatch.setattr(launch, "RolloutHandle", launch_rollout)
+    monkeypatch.setattr(launch, "ScorerHandle", lambda name, *rest, **more: FakeWorker(name))
+    monkeypatch.setattr(launch, "node_id", lambda: "node")
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 100.0, "GPU": 100.0})
+    inputs: Any = SimpleNamespace(model_path=Path("tiny"), reward_paths={})
+    adapters = recipe.model_copy(
+        update={
+            "learner": recipe.learner.model_copy(update={"lora": LoRAConfig(rank=4)}),
+            "weight_push": WeightPushConfig(form="adapters"),
+        }
+    )
+    assert adapters.pushed_adapter_rank == 4
+
+    async def start() -> None:
+        async with launch.started_rollouts(adapters, inputs, Unwatched()):
+            pass
+
+    run_virtually(start())
+    assert ranks == [None, None]
+
+
+class ReportingLearner:
+    async def reports(self) -> dict[str, WorkerReport]:
+        await asyncio.sleep(1.0)
+        return {"learner-0": await FakeWorker().report(1.0)}
+
+
+def test_workers_of_all_kinds_are_asked_for_reports_at_the_same_time() -> None:
+    fleets = {
+        kind: Fleet[Any](kind, FakeWorker, faults=FaultsConfig(), start_s=100)
+        for kind in ("rollout", "reference")
+    }
+
+    async def ask() -> tuple[set[str], float]:
+        for fleet in fleets.values():
+            await fleet.start(2)
+            fleet.slots[1].handle.is_silent = True
+        learner, pool = cast(Any, ReportingLearner()), cast(Any, None)
+        reports = await launch.Workers(learner=learner, pool=pool, fleets=fleets).reports()
+        took_s = asyncio.get_running_loop().time()
+        await asyncio.gather(*(fleet.close() for fleet in fleets.values()))
+        return set(reports), took_s
+
+    assert run_virtually(ask()) == ({"learner-0", "rollout-0", "reference-0"}, REPORT_S)
 
 
 def test_of_several_workers_that_fail_the_clear_reason_counts() -> None:

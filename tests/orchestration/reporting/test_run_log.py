@@ -114,6 +114,23 @@ def test_a_report_that_another_one_overtook_counts_nothing_twice(log: RunLog, hu
     assert scrape(hub)[series] == 45.0
 
 
+def test_a_report_that_arrives_after_its_process_ended_counts_nothing(log: RunLog, hub: MetricsHub) -> None:
+    def counted(cpu_s: float, process: str) -> WorkerReport:
+        totals = {"leash_worker_cpu_seconds_total": cpu_s}
+        return WorkerReport(gauges={"leash_worker_memory_bytes": cpu_s}, totals=totals, process=process)
+
+    place = (("worker", "rollout-0"),)
+    log.worker_report("rollout-0", counted(100.0, "first"))
+    log.worker_event("rollout-0", "died: of old age")
+    log.worker_report("rollout-0", counted(101.0, "first"))
+    assert scrape(hub)["leash_worker_cpu_seconds_total", place] == 100.0
+    assert ("leash_worker_memory_bytes", place) not in scrape(hub)
+    log.worker_report("rollout-0", counted(3.0, "its successor"))
+    log.worker_report("rollout-0", counted(102.0, "first"))
+    assert scrape(hub)["leash_worker_cpu_seconds_total", place] == 103.0
+    assert scrape(hub)["leash_worker_memory_bytes", place] == 3.0
+
+
 def test_an_alarm_is_counted_told_and_kept_for_who_acts_on_it(
     log: RunLog, hub: MetricsHub, view: FakeView, tmp_path: Path
 ) -> None:

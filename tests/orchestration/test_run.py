@@ -1,0 +1,100 @@
+"""What a run does when its learner dies, and at its end. Its parts are made up."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from core.errors import LearnerLost
+from orchestration.loop.trainer import Trainer
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.loading import load_recipe
+from orchestration.reporting.metrics_hub import MetricsHub
+from orchestration.reporting.terminal import TerminalView
+from orchestration.run import Run
+from orchestration.trackers.sink import TrackerSink
+from tests.fakes import run_virtually
+from tests.recipes import MINIMAL
+
+
+class Parts:
+    """Learner, pool, trainer, checkpoints and held-out prompts in one, and what was asked of them."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.learner = self.pool = self
+
+    async def restart(self) -> None:
+        self.asked.append("restart")
+
+    def forget_weights(self) -> None:
+        self.asked.append("forget weights")
+
+    async def roll_back(self) -> int:
+        return 3
+
+    def resume(self, version: int) -> None: ...
+
+    async def push_weights(self) -> None:
+        self.asked.append("push weights")
+
+    async def after(self, version: int, *, select: bool) -> tuple[list[Any], dict[str, float]]:
+        return [], {}
+
+    async def reports(self) -> dict[str, Any]:
+        return {}
+
+    async def save_model(self, folder: Path) -> None: ...
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    (tmp_path / "recipe.toml").write_text(MINIMAL, encoding="utf-8")
+    return load_recipe(tmp_path / "recipe.toml")
+
+
+def make_run(recipe: Recipe, now: Recipe, folder: Path, parts: Parts) -> Run:
+    """A run in the middle of its training. `now`: the recipe with what was set since it began."""
+    inputs = SimpleNamespace(reward_model_metrics={}, seconds_for_reward_model=0.0)
+    view = TerminalView()
+    trackers = TrackerSink({}, note=view.note, samples_per_step=0)
+    run = Run(
+        recipe,
+        cast(Any, inputs),
+        cast(Any, SimpleNamespace(path=folder)),
+        MetricsHub(None),
+        view,
+        trackers,
+        started=0.0,
+    )
+    run._workers = run._checkpoints = run._heldout = cast(Any, parts)
+    run._controls = cast(Any, SimpleNamespace(recipe=now, go_back=lambda version: None))
+    return run
+
+
+def test_a_learner_that_is_started_anew_takes_its_weights_along(recipe: Recipe, tmp_path: Path) -> None:
+    """Workers that come up meanwhile must not look for them."""
+    parts = Parts()
+    run = make_run(recipe, recipe, tmp_path, parts)
+    reached = run_virtually(run._restart_learner(cast(Trainer, parts), LearnerLost("rank 0 died")))
+    assert reached == 3
+    assert parts.asked == ["forget weights", "restart", "push weights"]
+
+
+def test_a_learner_is_started_anew_as_often_as_was_set_last(recipe: Recipe, tmp_path: Path) -> None:
+    parts = Parts()
+    never = recipe.model_copy(update={"faults": recipe.faults.model_copy(update={"max_restarts": 0})})
+    run = make_run(recipe, never, tmp_path, parts)
+    with pytest.raises(LearnerLost, match="rank 0 died"):
+        run_virtually(run._restart_learner(cast(Trainer, parts), LearnerLost("rank 0 died")))
+    assert parts.asked == []
+
+
+def test_the_summary_tells_the_settings_that_hold_at_the_end(recipe: Recipe, tmp_path: Path) -> None:
+    now = recipe.model_copy(update={"kl": recipe.kl.model_copy(update={"kl_target": 4.5})})
+    run = make_run(recipe, now, tmp_path, Parts())
+    run._log.resume([{"step": 2, "kl_coef": 0.3}])
+    run_virtually(run._finish(2))
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["kl_target"] == 4.5
