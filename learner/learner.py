@@ -98,6 +98,7 @@ class Learner:
         if self.kl_controller.target is not None:
             metrics["kl_target"] = self.kl_controller.target
         self._adapt_kl(groups)
+        metrics["kl_coef_next"] = self.kl_controller.kl_coef
         self.policy_version += 1
         return metrics
 

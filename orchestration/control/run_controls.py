@@ -172,11 +172,12 @@ class RunControls:
         fleet.scale(size)
 
     def _values(self) -> dict[str, Any]:
-        """Of all that can be set: what was set last, and of kl_coef what its controller has made of it since."""
+        """Of all that can be set: what was set last, and of kl_coef what its controller has made of it since, the
+        last step included."""
         values = self._settings.values()
         records, change = self._log.records, self._settings.changed().get(KL_COEF)
         if records and (change is None or change.from_step <= records[-1]["step"]):
-            values[KL_COEF] = records[-1].get("kl_coef", values[KL_COEF])
+            values[KL_COEF] = records[-1].get("kl_coef_next", values[KL_COEF])
         return values
 
     def _of(self, fleet: Any) -> list[dict[str, Any]]:

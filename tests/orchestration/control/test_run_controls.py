@@ -57,7 +57,7 @@ class FakeLog:
     phase_name = "learn"
 
     def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = [{"step": 7, "kl_coef": 0.3} | TIMES]
+        self.records: list[dict[str, Any]] = [{"step": 7, "kl_coef": 0.2, "kl_coef_next": 0.3} | TIMES]
         self.events: list[str] = []
         self.alarms: list[Alarm] = []
         self.notes: list[Mapping[str, Any]] = []
@@ -321,7 +321,7 @@ def test_alarms_of_a_step_raise_the_kl_coefficient_once(tmp_path: Path) -> None:
         for step in (8, 9, 10, 11):
             await run.controls.before_step(step)
             await run.controls.after_step()
-            run.log.records.append({"step": step, "kl_coef": run.controls.recipe.kl.kl_coef} | TIMES)
+            run.log.records.append({"step": step, "kl_coef_next": run.controls.recipe.kl.kl_coef} | TIMES)
             run.log.alarms = [ALARM] if step == 9 else []
 
     run.run(four_steps())
@@ -330,6 +330,20 @@ def test_alarms_of_a_step_raise_the_kl_coefficient_once(tmp_path: Path) -> None:
         "set: kl.kl_coef = 0.6 from step 9 on, by the alarm",
         "set: kl.kl_coef = 1.2 from step 11 on, by the alarm",
     ]
+
+
+def test_the_alarm_raises_what_the_controller_made_of_the_coefficient_after_the_step(tmp_path: Path) -> None:
+    run = Controlled(tmp_path, 'alarm = { action = "raise_kl", kl_factor = 2.0 }')
+
+    async def a_step_far_above_the_target() -> None:
+        await run.controls.before_step(8)
+        run.log.records.append({"step": 8, "kl_coef": 0.3, "kl_coef_next": 0.9} | TIMES)
+        run.log.alarms = [ALARM]
+        await run.controls.after_step()
+        await run.controls.before_step(9)
+
+    run.run(a_step_far_above_the_target())
+    assert run.learner.kl_coefs == [None, 1.8]
 
 
 def test_in_a_step_that_is_done_again_the_alarm_does_not_raise_it_again(tmp_path: Path) -> None:
