@@ -109,6 +109,8 @@ class RunControls:
         self._log.last_step(self.num_steps)
 
     def _in_time(self, recipe: Recipe) -> None:
+        if recipe.trainer.steps == self.num_steps:
+            return
         if recipe.trainer.steps < self._next_step:
             raise UserError(
                 f"trainer.steps = {recipe.trainer.steps}: step {self._next_step - 1} is begun or done; "
@@ -151,6 +153,8 @@ class RunControls:
         """What the recipe has the alarm do. Raises `OverOptimized`."""
         config = self.recipe.alarm
         match config.action:
+            case "raise_kl" | "pause" if self._next_step > self.num_steps:
+                return  # there is no step to come
             case "warn":
                 return
             case "raise_kl":

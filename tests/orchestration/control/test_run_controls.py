@@ -245,6 +245,20 @@ def test_after_the_last_step_nothing_changes(tmp_path: Path) -> None:
         run.run(run.controls.set({"steps": "30"}))
 
 
+def test_in_the_last_step_other_settings_than_its_number_may_change(tmp_path: Path) -> None:
+    run = Controlled(tmp_path)
+
+    async def last_step() -> None:
+        await run.controls.before_step(20)
+        await run.controls.set({"silence_s": "30"})
+        with pytest.raises(UserError, match="trainer.steps = 19: step 20 is begun or done; give 21 or more"):
+            await run.controls.set({"steps": "19"})
+        await run.controls.set({"steps": "25"})
+
+    run.run(last_step())
+    assert (run.status["settings"]["faults.silence_s"], run.controls.num_steps) == (30, 25)
+
+
 def test_a_recipe_that_resumes_the_run_has_the_last_word(tmp_path: Path) -> None:
     run = Controlled(tmp_path)
     run.controls.resumed_with({"trainer.checkpoint_every": "3"})
@@ -358,6 +372,19 @@ def test_in_a_step_that_is_done_again_the_alarm_does_not_raise_it_again(tmp_path
 
     run.run(twice())
     assert run.log.events == ["set: kl.kl_coef = 0.6 from step 9 on, by the alarm"]
+
+
+@pytest.mark.parametrize("action", ["raise_kl", "pause"])
+def test_an_alarm_of_the_last_step_is_a_warning(tmp_path: Path, action: str) -> None:
+    run = Controlled(tmp_path, f'alarm.action = "{action}"')
+
+    async def last_step() -> None:
+        await run.controls.before_step(20)
+        run.log.alarms = [ALARM]
+        await run.controls.after_step()
+
+    run.run(last_step())
+    assert (run.log.events, run.trainer.is_paused) == ([], False)
 
 
 def test_an_alarm_pauses_the_run(tmp_path: Path) -> None:
