@@ -6,18 +6,33 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from actors.config import AutoscaleConfig
 from core.errors import OverOptimized, UserError
 from orchestration.alarm.monitor import Alarm
 from orchestration.cluster.launch import Workers
+from orchestration.ledger.ledger import Ledger
 from orchestration.loop.autoscaler import Autoscaler
 from orchestration.loop.trainer import Trainer
 from orchestration.recipe.config import Recipe
-from orchestration.recipe.live_settings import EVENT, KL_COEF, LiveSettings, as_note
+from orchestration.recipe.live_settings import EVENT, KL_COEF, RESUMING, LiveSettings, as_note, journaled
 from orchestration.reporting.run_log import RunLog
+from orchestration.run_folder import RunFolder
 
 ALARM = "the alarm"
 MAX_WORKERS = 1024
 """Of one kind: beyond this somebody has mistyped."""
+
+
+def resumed_settings(
+    recipe: Recipe, folder: RunFolder, start: int, ledger: Ledger, log: RunLog
+) -> LiveSettings:
+    """What holds in the steps after version `start`: the recipe, what was set in flight, and as the last word what
+    a recipe that resumes the run says otherwise than the one before. All of it is on disk then."""
+    settings = LiveSettings(recipe, journaled(ledger.notes(EVENT)))
+    for change in settings.order(folder.resumed_otherwise, from_step=start + 1, by=RESUMING):
+        log.order(EVENT, str(change), as_note(change))
+    folder.keep_recipe(recipe)
+    return settings
 
 
 class RunControls:
@@ -28,8 +43,8 @@ class RunControls:
     ) -> None:
         """`start`: the policy version that training goes on from."""
         self._settings = settings
-        self.recipe = settings.at(start)
-        """As it holds in the step in progress."""
+        self.recipe = settings.at(start + 1)
+        """As it holds in the step in progress, and before the first one in that."""
         self._next_step = start + 1
         """The first that was not begun."""
         self.is_over = False
@@ -127,10 +142,6 @@ class RunControls:
         """The run's last step, as far as anybody has said."""
         return self._settings.latest.trainer.steps
 
-    def resumed_with(self, settings: Mapping[str, str]) -> None:
-        """The recipe that resumes the run says otherwise than the one before: the last word."""
-        self._set(settings, by="the recipe that resumed it")
-
     def go_back(self, version: int) -> None:
         """The learner was started anew, from a checkpoint."""
         self._next_step = version + 1
@@ -141,9 +152,7 @@ class RunControls:
         before, self.recipe = self.recipe, self._settings.at(step)
         recipe = self.recipe
         if recipe.rollout.autoscale != before.rollout.autoscale:
-            assert recipe.rollout.autoscale is not None, "what is left out cannot be set"
-            size = self._workers.fleets["rollout"].size
-            self._autoscaler = Autoscaler(recipe.rollout.autoscale, size)
+            self._autoscale(recipe.rollout.autoscale)
         for fleet in self._workers.fleets.values():
             fleet.faults = recipe.faults
         self._trainer.retarget(stop=recipe.trainer.steps, evaluate_every=recipe.trainer.evaluate_every)
@@ -169,6 +178,15 @@ class RunControls:
                     + " ".join(alarm.sentence for alarm in alarms)
                     + " What has been saved is from before; raise kl_coef or mend the reward, or set alarm.action."
                 )
+
+    def _autoscale(self, config: AutoscaleConfig | None) -> None:
+        """Within other bounds, or by other rules."""
+        assert config is not None, "what is left out cannot be set"
+        size = self._workers.fleets["rollout"].size
+        within = min(max(size, config.min_workers), config.max_workers)
+        if within != size:
+            self._scale("rollout", within, f"for {config.min_workers} to {config.max_workers}, as set")
+        self._autoscaler = Autoscaler(config, within)
 
     def _scale(self, kind: str, size: int, reason: str) -> None:
         fleet = self._workers.fleets[kind]

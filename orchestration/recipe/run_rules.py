@@ -38,17 +38,29 @@ def _check_autoscale(rollout: RolloutConfig) -> Iterator[Contradiction]:
     scale = rollout.autoscale
     if scale is None:
         return
-    if not scale.min_workers <= rollout.workers <= scale.max_workers:
+    if scale.min_workers > scale.max_workers:
         yield Contradiction(
-            ("rollout.workers", "rollout.autoscale.min_workers", "rollout.autoscale.max_workers"),
-            f"the run would start outside of {scale.min_workers} to {scale.max_workers} workers",
-            "set a number between the two",
+            ("rollout.autoscale.min_workers", "rollout.autoscale.max_workers"),
+            f"no number of workers is within, rollout.autoscale.max_workers = {scale.max_workers}",
+            f"set {scale.max_workers} or less",
         )
     if not scale.shrink_below < scale.grow_above:
         yield Contradiction(
             ("rollout.autoscale.shrink_below", "rollout.autoscale.grow_above"),
             "the number of workers would go up and down for ever",
             f"set less than {scale.grow_above:g}",
+        )
+
+
+def _check_first_workers(rollout: RolloutConfig) -> Iterator[Contradiction]:
+    scale = rollout.autoscale
+    if scale is None or scale.min_workers > scale.max_workers:
+        return
+    if not scale.min_workers <= rollout.workers <= scale.max_workers:
+        yield Contradiction(
+            ("rollout.workers", "rollout.autoscale.min_workers", "rollout.autoscale.max_workers"),
+            f"the run would start outside of {scale.min_workers} to {scale.max_workers} workers",
+            "set a number between the two",
         )
 
 
@@ -197,3 +209,5 @@ RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_reward_servers,
     _check_trackers,
 )
+START_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (_check_first_workers,)
+"""Rules of how a run starts, which the changes of a live one need not keep."""

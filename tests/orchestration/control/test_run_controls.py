@@ -2,7 +2,7 @@
 
 import asyncio
 import getpass
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +14,13 @@ from core.errors import OverOptimized, UserError
 from learner.config import LiveLearnerConfig
 from orchestration.alarm.monitor import Alarm
 from orchestration.cluster.launch import Workers
-from orchestration.control.run_controls import RunControls
+from orchestration.control.run_controls import RunControls, resumed_settings
+from orchestration.ledger.ledger import Ledger
 from orchestration.loop.trainer import Trainer
-from orchestration.recipe.live_settings import LiveSettings
+from orchestration.recipe.live_settings import Change, LiveSettings, as_note
+from orchestration.recipe.loading import load_recipe
 from orchestration.reporting.run_log import RunLog
+from orchestration.run_folder import RunFolder
 from tests.fakes import FakeWorker, run_virtually
 
 TIMES = {"rollout_s": 8.0, "step_s": 10.0}
@@ -100,7 +103,7 @@ class Controlled:
         file = folder / "recipe.toml"
         file.write_text(RECIPE + more)
         self.controls = RunControls(
-            LiveSettings(file), 7, cast(Trainer, self.trainer), workers, cast(RunLog, self.log)
+            LiveSettings(load_recipe(file)), 7, cast(Trainer, self.trainer), workers, cast(RunLog, self.log)
         )
 
     def run(self, *orders: Coroutine[Any, Any, None]) -> None:
@@ -259,14 +262,30 @@ def test_in_the_last_step_other_settings_than_its_number_may_change(tmp_path: Pa
     assert (run.status["settings"]["faults.silence_s"], run.controls.num_steps) == (30, 25)
 
 
-def test_a_recipe_that_resumes_the_run_has_the_last_word(tmp_path: Path) -> None:
-    run = Controlled(tmp_path)
-    run.controls.resumed_with({"trainer.checkpoint_every": "3"})
-    run.run(run.controls.before_step(8))
-    assert run.controls.recipe.trainer.checkpoint_every == 3
-    assert run.log.events == [
-        "set: trainer.checkpoint_every = 3 from step 8 on, by the recipe that resumed it"
-    ]
+class FakeLedger:
+    def __init__(self, log: FakeLog) -> None:
+        self._log = log
+
+    def notes(self, kind: str) -> Sequence[Mapping[str, Any]]:
+        return list(self._log.notes)
+
+
+def test_a_recipe_that_resumes_the_run_has_the_last_word_on_disk_before_it_is_kept(tmp_path: Path) -> None:
+    """Also after a start that failed in between: the same recipe says the same once more."""
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    before, log = load_recipe(tmp_path / "tiny.toml"), FakeLog()
+    set_before = Change(key="faults.silence_s", value="30", from_step=3, by="ada")
+    log.notes = [as_note(set_before)]
+    folder = RunFolder.create(before, tmp_path / "run")
+    resumed = load_recipe(tmp_path / "tiny.toml", ["faults.silence_s=400"])
+    for start in (7, 20):  # also after the last step
+        folder = RunFolder.reopen(resumed, folder.path)
+        settings = resumed_settings(resumed, folder, start, cast(Ledger, FakeLedger(log)), cast(RunLog, log))
+        assert settings.at(start + 1).faults.silence_s == 400
+        assert load_recipe(folder.path / "recipe.toml") == resumed
+        folder.keep_recipe(before)  # as if the run had ended between the two
+    by = "by the recipe that resumed it"
+    assert log.events == [f"set: faults.silence_s = 400.0 from step {step} on, {by}" for step in (8, 21)]
 
 
 @pytest.mark.parametrize(
@@ -317,6 +336,20 @@ def test_an_order_is_where_the_autoscaler_goes_on_from(tmp_path: Path) -> None:
 
     run.run(order_between_steps())
     assert run.fleets["rollout"].size == 9
+
+
+def test_other_bounds_bring_the_rollout_workers_within_them(tmp_path: Path) -> None:
+    run = Controlled(tmp_path, "rollout.autoscale.max_workers = 4")
+
+    async def more_at_least() -> None:
+        await run.controls.before_step(8)
+        await run.controls.set({"min_workers": "2"})
+        assert run.fleets["rollout"].size == 1
+        await run.controls.before_step(9)
+
+    run.run(more_at_least())
+    assert run.fleets["rollout"].size == 2
+    assert run.log.events[-1] == "scale: rollout: 1 -> 2 workers, for 2 to 4, as set"
 
 
 def test_an_alarm_does_by_itself_nothing_but_warn(tmp_path: Path) -> None:

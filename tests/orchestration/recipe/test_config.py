@@ -296,6 +296,10 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             "rollout.workers = 5: the run would start outside of 1 to 4 workers",
         ),
         (
+            ["rollout.autoscale.max_workers=1", "rollout.autoscale.min_workers=2"],
+            "rollout.autoscale.min_workers = 2: no number of workers is within, rollout.autoscale.max_workers = 1",
+        ),
+        (
             ["rollout.autoscale.max_workers=4", "rollout.autoscale.shrink_below=0.5"],
             "rollout.autoscale.shrink_below = 0.5: the number of workers would go up and down for ever",
         ),
