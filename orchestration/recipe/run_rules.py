@@ -13,7 +13,8 @@ from actors.config import (
 )
 from core.config import ModelConfig
 from learner.algorithm_config import AlgorithmConfig, ClippedConfig
-from learner.config import LearnerConfig
+from learner.config import KLConfig, LearnerConfig
+from learner.kl_controllers import ERROR_CLIP
 from orchestration.recipe.config import DeadlinesConfig, MetricsConfig, TrainerConfig, WeightPushConfig
 from orchestration.recipe.contradiction import Contradiction
 from orchestration.trackers.config import TrackersConfig
@@ -78,6 +79,21 @@ def _check_batch(
             ("learner.world_size", "trainer.prompts_per_step"),
             f"a rank learns from whole prompts, and trainer.prompts_per_step is {trainer.prompts_per_step}",
             f"set {trainer.prompts_per_step} or less, or a larger trainer.prompts_per_step",
+        )
+
+
+def _check_horizon(
+    kl: KLConfig, trainer: TrainerConfig, rollout: RolloutConfig, datasets: list[DatasetConfig]
+) -> Iterator[Contradiction]:
+    if kl.controller != "adaptive":
+        return
+    per_prompt = 1 if datasets else rollout.group_size  # of a dataset's prompts at least
+    num_sequences = trainer.prompts_per_step * per_prompt
+    if ERROR_CLIP * num_sequences >= kl.horizon:
+        yield Contradiction(
+            ("kl.horizon", "trainer.prompts_per_step", "rollout.group_size"),
+            f"with {num_sequences} completions a step one step could bring kl_coef to 0",
+            f"set {10 * num_sequences}, say, and more than {ERROR_CLIP * num_sequences:g}",
         )
 
 
@@ -199,6 +215,7 @@ RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_resampling,
     _check_autoscale,
     _check_batch,
+    _check_horizon,
     _check_order,
     _check_push,
     _check_completion_length,

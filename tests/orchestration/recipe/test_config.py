@@ -273,6 +273,10 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             for algorithm in ([], ["algorithm.kind=dpo"])
         ),
         (["kl.controller=adaptive"], "kl.kl_target is not set: the adaptive controller"),
+        (
+            ["kl.controller=adaptive", "kl.kl_target=6.0", "kl.horizon=20", "rollout.group_size=34"],
+            "kl.horizon = 20: with 102 completions a step one step could bring kl_coef to 0; set 1020, say",
+        ),
         (["kl.controller=budget"], "kl.kl_target is not set: the budget controller"),
         (
             ["kl.controller=budget", "kl.kl_target=7", "kl.kl_coef=0"],
@@ -411,6 +415,7 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
         [MODEL_REWARD, "algorithm.kind=a2c", "rollout.group_size=1"],
         ["kl.kl_target=6.0"],
         ["kl.controller=adaptive", "kl.kl_target=6.0"],
+        ["kl.controller=adaptive", "kl.kl_target=6.0", "kl.horizon=21", "rollout.group_size=34"],
         ["kl.controller=budget", "kl.kl_target=6.0"],
         ["algorithm.num_minibatches=3"],
         ["trainer.order=completion"],  # without lag it is the order of the start
