@@ -352,6 +352,19 @@ def test_other_bounds_bring_the_rollout_workers_within_them(tmp_path: Path) -> N
     assert run.log.events[-1] == "scale: rollout: 1 -> 2 workers, for 2 to 4, as set"
 
 
+def test_a_resumed_run_goes_by_the_step_to_come_and_not_by_what_held_before(tmp_path: Path) -> None:
+    """In step 7 the journal's grow_above would contradict the recipe that resumes the run."""
+    run = Controlled(tmp_path)
+    scale = "rollout.autoscale = { max_workers = 4, shrink_below = 0.3, grow_above = 0.6 }"
+    (tmp_path / "recipe.toml").write_text(RECIPE + scale)
+    grow_above = Change(key="rollout.autoscale.grow_above", value="0.2", from_step=3, by="ada")
+    settings = LiveSettings(load_recipe(tmp_path / "recipe.toml"), [grow_above])
+    settings.order({"grow_above": "0.6"}, from_step=8, by="the recipe that resumed it")
+    workers = run.controls._workers
+    controls = RunControls(settings, 7, cast(Trainer, run.trainer), workers, cast(RunLog, run.log))
+    assert controls.recipe == settings.at(8)
+
+
 def test_an_alarm_does_by_itself_nothing_but_warn(tmp_path: Path) -> None:
     run = Controlled(tmp_path)
     run.log.alarms = [ALARM]
