@@ -26,11 +26,14 @@ class KLController(Protocol):
     def update(self, kl_nats_per_sequence: float, *, num_sequences: int) -> None:
         """Call once a step with the mean KL of the sequences of that step and their number."""
 
+    def set_coef(self, kl_coef: float) -> None:
+        """Go on from this coefficient, as if it were the first one."""
+
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps."""
 
     def load(self, state: dict[str, float]) -> None:
-        """Go on from there; `{"kl_coef": ...}` alone sets the coefficient."""
+        """Go on from what `state` gave, as if never interrupted."""
 
 
 def make_kl_controller(kl: KLConfig) -> KLController:
@@ -54,6 +57,9 @@ class FixedKLController:
 
     def update(self, kl_nats_per_sequence: float, *, num_sequences: int) -> None:
         """Nothing to learn."""
+
+    def set_coef(self, kl_coef: float) -> None:
+        self.kl_coef = kl_coef
 
     def state(self) -> dict[str, float]:
         return {"kl_coef": self.kl_coef}
@@ -94,6 +100,9 @@ class AdaptiveKLController:
         error = min(max(kl_nats_per_sequence / self.target - 1, -ERROR_CLIP), ERROR_CLIP)
         self.kl_coef *= 1 + error * num_sequences / self.horizon
 
+    def set_coef(self, kl_coef: float) -> None:
+        self.kl_coef = kl_coef
+
     def state(self) -> dict[str, float]:
         return {"kl_coef": self.kl_coef}
 
@@ -106,7 +115,7 @@ class BudgetKLController:
 
     With e = min(kl / budget - 1, 1), once a step:
 
-        kl_coef *= exp(0.3 e + (e - e_before)), never below the first one
+        kl_coef *= exp(0.3 e + (e - e_before)), never below the first one, or the one that was set
 
     A proportional and an integral term on a bound that may be reached but not passed, after PID Lagrangian methods
     (arXiv:2007.03964, algorithm 2), in the velocity form and on the coefficient's logarithm: a proportional term
@@ -134,12 +143,15 @@ class BudgetKLController:
         self.kl_coef = max(self._least, self.kl_coef * factor)
         self._error = error
 
+    def set_coef(self, kl_coef: float) -> None:
+        self.kl_coef = self._least = kl_coef
+
     def state(self) -> dict[str, float]:
-        return {"kl_coef": self.kl_coef, "error": self._error}
+        return {"kl_coef": self.kl_coef, "least": self._least, "error": self._error}
 
     def load(self, state: dict[str, float]) -> None:
-        self.kl_coef = state["kl_coef"]
-        self._error = state.get("error", self._error)  # without it: somebody has set the coefficient
+        self.kl_coef, self._error = state["kl_coef"], state["error"]
+        self._least = state.get("least", self._least)  # older checkpoints have none
 
 
 def _require_finite(kl_nats_per_sequence: float) -> None:

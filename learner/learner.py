@@ -73,7 +73,7 @@ class Learner:
         """Settings that hold from the next step on."""
         self._objective.learning_rate, self._num_steps = config.learning_rate, config.num_steps
         if config.kl_coef is not None:
-            self.kl_controller.kl_coef = config.kl_coef
+            self.kl_controller.set_coef(config.kl_coef)
         if self.kl_controller.target is not None:
             self.kl_controller.target = config.kl_target
 
@@ -98,6 +98,7 @@ class Learner:
         if self.kl_controller.target is not None:
             metrics["kl_target"] = self.kl_controller.target
         self._adapt_kl(groups)
+        metrics["kl_coef_next"] = self.kl_controller.kl_coef
         self.policy_version += 1
         return metrics
 

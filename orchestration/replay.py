@@ -73,7 +73,9 @@ def learn(run: Path, into: Path) -> None:
 async def _learn(
     recipe: Recipe, inputs: RunInputs, run: Path, source: ReplayedGroups, folder: RunFolder, log: RunLog
 ) -> None:
-    settings = LiveSettings(run / "recipe.toml", journaled(notes(run, EVENT)))
+    changes = journaled(notes(run, EVENT))
+    of_workers = ("rollout.", "faults.")  # nothing to a learner alone
+    settings = LiveSettings(recipe, [c for c in changes if not c.key.startswith(of_workers)])
     log.phase("start")
     async with launch.started_learner(recipe, inputs) as learner:
         checkpoints = Checkpoints(recipe, folder, learner, log, journals_groups=False)

@@ -13,7 +13,7 @@ from core.worker_report import own_report
 from orchestration.alarm.monitor import monitor_of
 from orchestration.checkpoints import Checkpoints
 from orchestration.cluster import launch
-from orchestration.control.run_controls import RunControls
+from orchestration.control.run_controls import RunControls, resumed_settings
 from orchestration.control.server import ControlServer
 from orchestration.dashboard.server import beside
 from orchestration.inputs import RunInputs
@@ -23,7 +23,6 @@ from orchestration.loop.sources import DatasetGroups, GroupSource, sampled_group
 from orchestration.loop.trainer import Trainer
 from orchestration.monitoring.discovery import announced
 from orchestration.recipe.config import Recipe
-from orchestration.recipe.live_settings import EVENT, LiveSettings, journaled
 from orchestration.reporting.metrics_hub import MetricsHub
 from orchestration.reporting.run_log import RunLog
 from orchestration.reporting.summary import run_figures
@@ -131,12 +130,8 @@ class Run:
         self._log.ledger = self._checkpoints.ledger
         self._heldout.resume(start)
         trainer = self._make_trainer()
-        settings = LiveSettings(
-            self._folder.path / "recipe.toml", journaled(self._checkpoints.ledger.notes(EVENT))
-        )
+        settings = resumed_settings(self._recipe, self._folder, start, self._checkpoints.ledger, self._log)
         self._controls = RunControls(settings, start, trainer, self._workers, self._log)
-        if self._folder.resumed_otherwise:
-            self._controls.resumed_with(self._folder.resumed_otherwise)
         self._log.last_step(self._controls.num_steps)
         server = ControlServer(self._folder.path, self._controls)
         try:

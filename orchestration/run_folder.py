@@ -56,18 +56,18 @@ class RunFolder:
                 f"{path}: holds a run already; choose another folder, or go on with it by leash train --resume"
             )
         path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "recipe.toml", resolved_toml(recipe))
+        folder = cls(path)
+        folder.keep_recipe(recipe)
         write_atomically(
             path / "run.json", json.dumps({"versions": versions(), "commit": _commit()}, indent=2)
         )
-        folder = cls(path)
         folder._is_new = True
         return folder
 
     @classmethod
     def reopen(cls, recipe: Recipe, path: Path) -> "RunFolder":
-        """An existing run, maybe on another number of workers. Raises `UserError` if there is none, or if it ran
-        another recipe."""
+        """An existing run, maybe on another number of workers. It keeps its recipe until `keep_recipe`. Raises
+        `UserError` if there is none, or if it ran another recipe."""
         file = path / "recipe.toml"
         if not file.is_file():
             raise UserError(
@@ -79,10 +79,13 @@ class RunFolder:
             raise UserError(
                 f"{path}: was started with other settings: {'; '.join(changed)}. Resume it with its own {file}."
             )
-        write_atomically(file, resolved_toml(recipe))
         folder = cls(path)
         folder.resumed_otherwise = resumed_otherwise(before, recipe)
         return folder
+
+    def keep_recipe(self, recipe: Recipe) -> None:
+        """The recipe of the run from now on. Of a resumed one not before `resumed_otherwise` is journaled."""
+        write_atomically(self.path / "recipe.toml", resolved_toml(recipe))
 
     def discard_if_untrained(self) -> None:
         """Take back what a new run wrote that ended on bad input before its first step, so that the corrected

@@ -102,6 +102,14 @@ POLICY_METRICS = (
         record="kl_coef",
     ),
     Metric(
+        name="leash_kl_coef_next",
+        kind="gauge",
+        help="The same in the next step: what the controller made of it after this one",
+        panel=KL_COEF,
+        owner="learner",
+        record="kl_coef_next",
+    ),
+    Metric(
         name="leash_kl_target",
         kind="gauge",
         unit="nats",

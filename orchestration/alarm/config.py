@@ -50,7 +50,8 @@ class AlarmConfig(Section):
     enabled: bool = True
     """Measure the signals of every step against the untrained policy."""
     action: Literal["warn", "raise_kl", "pause", "stop"] = "warn"
-    """What an alarm does besides being reported: nothing, raise kl_coef, pause the run, or save and stop it."""
+    """What an alarm does besides being reported: nothing, raise kl_coef, pause the run, or stop
+    it with nothing more saved. In the last step only `stop` does anything."""
     kl_factor: float = Field(default=2.0, gt=1)
     """What kl_coef is multiplied by at an alarm, with action `raise_kl`."""
     patience_steps: int = Field(default=2, ge=1)

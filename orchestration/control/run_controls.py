@@ -6,18 +6,33 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from actors.config import AutoscaleConfig
 from core.errors import OverOptimized, UserError
 from orchestration.alarm.monitor import Alarm
 from orchestration.cluster.launch import Workers
+from orchestration.ledger.ledger import Ledger
 from orchestration.loop.autoscaler import Autoscaler
 from orchestration.loop.trainer import Trainer
 from orchestration.recipe.config import Recipe
-from orchestration.recipe.live_settings import EVENT, KL_COEF, LiveSettings, as_note
+from orchestration.recipe.live_settings import EVENT, KL_COEF, RESUMING, LiveSettings, as_note, journaled
 from orchestration.reporting.run_log import RunLog
+from orchestration.run_folder import RunFolder
 
 ALARM = "the alarm"
 MAX_WORKERS = 1024
 """Of one kind: beyond this somebody has mistyped."""
+
+
+def resumed_settings(
+    recipe: Recipe, folder: RunFolder, start: int, ledger: Ledger, log: RunLog
+) -> LiveSettings:
+    """What holds in the steps after version `start`: the recipe, what was set in flight, and as the last word what
+    a recipe that resumes the run says otherwise than the one before. All of it is on disk then."""
+    settings = LiveSettings(recipe, journaled(ledger.notes(EVENT)))
+    for change in settings.order(folder.resumed_otherwise, from_step=start + 1, by=RESUMING):
+        log.order(EVENT, str(change), as_note(change))
+    folder.keep_recipe(recipe)
+    return settings
 
 
 class RunControls:
@@ -28,8 +43,8 @@ class RunControls:
     ) -> None:
         """`start`: the policy version that training goes on from."""
         self._settings = settings
-        self.recipe = settings.at(start)
-        """As it holds in the step in progress."""
+        self.recipe = settings.at(start + 1)
+        """As it holds in the step in progress, and before the first one in that."""
         self._next_step = start + 1
         """The first that was not begun."""
         self.is_over = False
@@ -109,6 +124,8 @@ class RunControls:
         self._log.last_step(self.num_steps)
 
     def _in_time(self, recipe: Recipe) -> None:
+        if recipe.trainer.steps == self.num_steps:
+            return
         if recipe.trainer.steps < self._next_step:
             raise UserError(
                 f"trainer.steps = {recipe.trainer.steps}: step {self._next_step - 1} is begun or done; "
@@ -125,10 +142,6 @@ class RunControls:
         """The run's last step, as far as anybody has said."""
         return self._settings.latest.trainer.steps
 
-    def resumed_with(self, settings: Mapping[str, str]) -> None:
-        """The recipe that resumes the run says otherwise than the one before: the last word."""
-        self._set(settings, by="the recipe that resumed it")
-
     def go_back(self, version: int) -> None:
         """The learner was started anew, from a checkpoint."""
         self._next_step = version + 1
@@ -139,9 +152,7 @@ class RunControls:
         before, self.recipe = self.recipe, self._settings.at(step)
         recipe = self.recipe
         if recipe.rollout.autoscale != before.rollout.autoscale:
-            assert recipe.rollout.autoscale is not None, "what is left out cannot be set"
-            size = self._workers.fleets["rollout"].size
-            self._autoscaler = Autoscaler(recipe.rollout.autoscale, size)
+            self._autoscale(recipe.rollout.autoscale)
         for fleet in self._workers.fleets.values():
             fleet.faults = recipe.faults
         self._trainer.retarget(stop=recipe.trainer.steps, evaluate_every=recipe.trainer.evaluate_every)
@@ -151,6 +162,8 @@ class RunControls:
         """What the recipe has the alarm do. Raises `OverOptimized`."""
         config = self.recipe.alarm
         match config.action:
+            case "raise_kl" | "pause" if self._next_step > self.num_steps:
+                return  # there is no step to come
             case "warn":
                 return
             case "raise_kl":
@@ -166,17 +179,27 @@ class RunControls:
                     + " What has been saved is from before; raise kl_coef or mend the reward, or set alarm.action."
                 )
 
+    def _autoscale(self, config: AutoscaleConfig | None) -> None:
+        """Within other bounds, or by other rules."""
+        assert config is not None, "what is left out cannot be set"
+        size = self._workers.fleets["rollout"].size
+        within = min(max(size, config.min_workers), config.max_workers)
+        if within != size:
+            self._scale("rollout", within, f"for {config.min_workers} to {config.max_workers}, as set")
+        self._autoscaler = Autoscaler(config, within)
+
     def _scale(self, kind: str, size: int, reason: str) -> None:
         fleet = self._workers.fleets[kind]
         self._log.event("scale", f"{kind}: {fleet.size} -> {size} workers, {reason}")
         fleet.scale(size)
 
     def _values(self) -> dict[str, Any]:
-        """Of all that can be set: what was set last, and of kl_coef what its controller has made of it since."""
+        """Of all that can be set: what was set last, and of kl_coef what its controller has made of it since, the
+        last step included."""
         values = self._settings.values()
         records, change = self._log.records, self._settings.changed().get(KL_COEF)
         if records and (change is None or change.from_step <= records[-1]["step"]):
-            values[KL_COEF] = records[-1].get("kl_coef", values[KL_COEF])
+            values[KL_COEF] = records[-1].get("kl_coef_next", values[KL_COEF])
         return values
 
     def _of(self, fleet: Any) -> list[dict[str, Any]]:

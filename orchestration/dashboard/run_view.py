@@ -22,7 +22,12 @@ class RunView:
         """Told apart from the other runs'."""
         self.records = JsonLines(folder / "metrics.jsonl", {"step": int})
         self.events = JsonLines(folder / "events.jsonl", {"kind": str, "text": str})
-        self._recipe = _read_recipe(folder / "recipe.toml")
+        _read_recipe(folder / "recipe.toml")
+
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        """As it is now: who resumes the run may bring another."""
+        return _read_recipe(self.folder / "recipe.toml")
 
     @property
     def model(self) -> str | None:

@@ -1,20 +1,19 @@
 """The recipe of a live run as it holds in each step: with what was set in flight.
 
 A change holds from the first step that was not begun when it was made, for good: a step that is done again after
-a crash finds the settings that it had. So the recipe of step n follows from the file in the run folder and from the
+a crash finds the settings that it had. So the recipe of step n follows from the one in the run folder and from the
 journal, whoever asks: the run, one that resumes it, `leash learn`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from core.config import Section
 from core.errors import UserError
 from learner.config import LiveLearnerConfig
 from orchestration.recipe.config import Recipe
-from orchestration.recipe.loading import load_recipe
+from orchestration.recipe.loading import changed_recipe
 from orchestration.recipe.text import toml_value
 
 KL_COEF = "kl.kl_coef"
@@ -39,6 +38,7 @@ SETTABLE = (
 )
 """Keys of a recipe that may change while the run goes on, unless it leaves them out. Type and range are the
 recipe's. What is sampled depends on none of them: groups are sampled ahead of their step, and once."""
+RESUMING = "the recipe that resumed it"
 EVENT = "set"
 """Kind of the journal's notes that hold a change."""
 
@@ -61,21 +61,26 @@ class Change:
 class LiveSettings:
     """What holds in which step.
 
-    settings = LiveSettings(folder / "recipe.toml", changes)
+    settings = LiveSettings(recipe, changes)
     settings.order({"kl_coef": "0.05"}, from_step=8, by="ada")
     settings.at(8).kl.kl_coef      # 0.05
     """
 
-    def __init__(self, file: Path, changes: Iterable[Change] = ()) -> None:
-        """`file`: the recipe of the run. `changes`: those made so far, in their order."""
-        self._file = file
-        self._loaded: dict[tuple[str, ...], Recipe] = {}
+    def __init__(self, recipe: Recipe, changes: Iterable[Change] = ()) -> None:
+        """`recipe`: of the run, or what resumes it. `changes`: those made so far, in their order, which hold as
+        far as this recipe has their tables. Whether they fit it is checked by `order`, which may mend it."""
+        self._given = recipe
+        self._loaded: dict[tuple[str, ...], Recipe] = {(): recipe}
         """By the overrides that make it."""
         self._changes: list[Change] = []
         for change in changes:
-            self._add(change)
-        self.latest = self._recipe(self._changes)
+            if value_of(recipe, change.key.rpartition(".")[0]) is not None:
+                self._changes = _with(self._changes, change)
+
+    @property
+    def latest(self) -> Recipe:
         """The recipe with all that was ordered."""
+        return self._recipe(self._changes)
 
     def order(
         self,
@@ -87,21 +92,22 @@ class LiveSettings:
     ) -> list[Change]:
         """Change settings; a key may be given without its table. All of them, or a `UserError` and none. `check`
         raises it for a recipe that is valid and comes too late."""
-        present = self.values()
+        present = [key for key in SETTABLE if value_of(self._given, key) is not None]
         changes = [
             Change(key=_full_name(key, present), value=value, from_step=from_step, by=by)
             for key, value in settings.items()
         ]
-        recipe = self._recipe([*self._changes, *changes])
-        check(recipe)
-        self.latest = recipe
+        ordered = self._changes
         for change in changes:
-            self._add(change)
+            ordered = _with(ordered, change)
+        check(self._recipe(ordered))
+        self._check_steps(ordered, from_step)
+        self._changes = ordered
         return changes
 
     def at(self, step: int) -> Recipe:
         """The recipe that holds in a step."""
-        return self._recipe([change for change in self._changes if change.from_step <= step])
+        return self._recipe(_until(self._changes, step))
 
     def learner_at(self, step: int) -> LiveLearnerConfig:
         """What the learner is to know before a step."""
@@ -129,13 +135,17 @@ class LiveSettings:
     def _recipe(self, changes: Iterable[Change]) -> Recipe:
         overrides = tuple(f"{change.key}={change.value}" for change in changes)
         if overrides not in self._loaded:
-            self._loaded[overrides] = load_recipe(self._file, overrides)
+            self._loaded[overrides] = changed_recipe(self._given, overrides)
         return self._loaded[overrides]
 
-    def _add(self, change: Change) -> None:
-        """The last word counts: what was to come later for the same key does not any more."""
-        stay = [c for c in self._changes if c.key != change.key or c.from_step < change.from_step]
-        self._changes = sorted([*stay, change], key=lambda c: c.from_step)
+    def _check_steps(self, changes: list[Change], first: int) -> None:
+        """Raise `UserError` if there is a step, from `first` on, in which no valid recipe holds: of steps that are
+        done again, some come before changes that were made already."""
+        for step in sorted({first, *(c.from_step for c in changes if c.from_step > first)}):
+            try:
+                self._recipe(_until(changes, step))
+            except UserError as error:
+                raise UserError(f"in step {step}, before later changes hold: {error}") from None
 
 
 def journaled(notes: Iterable[Mapping[str, Any]]) -> list[Change]:
@@ -153,8 +163,7 @@ def resumed_otherwise(before: Recipe, resumed: Recipe) -> dict[str, str]:
     return {
         key: toml_value(value_of(resumed, key))
         for key in SETTABLE
-        if None not in (value_of(before, key), value_of(resumed, key))
-        and value_of(before, key) != value_of(resumed, key)
+        if value_of(resumed, key) not in (None, value_of(before, key))
     }
 
 
@@ -166,7 +175,18 @@ def value_of(recipe: Recipe, key: str) -> Any:
     return value
 
 
-def _full_name(name: str, present: Mapping[str, Any]) -> str:
+def _with(changes: list[Change], change: Change) -> list[Change]:
+    """The last word counts: what was to come later for the same key does not any more."""
+    stay = [c for c in changes if c.key != change.key or c.from_step < change.from_step]
+    return sorted([*stay, change], key=lambda c: c.from_step)
+
+
+def _until(changes: list[Change], step: int) -> list[Change]:
+    """Those that hold in a step."""
+    return [change for change in changes if change.from_step <= step]
+
+
+def _full_name(name: str, present: Sequence[str]) -> str:
     """The key that is meant: its whole name, or the last part of it."""
     for key in present:
         if name in (key, key.rpartition(".")[2]):

@@ -21,16 +21,16 @@ from core.errors import UserError
 from orchestration.assets import ASSET_PREFIX
 from orchestration.recipe.config import Recipe
 from orchestration.recipe.contradictions import Contradiction, contradictions
-from orchestration.recipe.files import Table, merged, read_files
+from orchestration.recipe.files import RecipeFile, Table, merged, read_files
 from orchestration.recipe.problems import Key, Problem, Tables, dotted, explain, found, kind_of, tables_of
-from orchestration.recipe.text import NONE
+from orchestration.recipe.text import NONE, resolved_toml
 
-_COMMAND_LINE = "command line"
+_COMMAND_LINE, _IN_FLIGHT = "command line", "set in flight"
 _PATH_KEYS = {"path", "token_file", "discovery_folder"}
 """Keys whose relative values start at the recipe's folder."""
 
 Source = Callable[[Key], str]
-"""What says a key that a recipe sets: the path of a file, or the command line."""
+"""What says a key that a recipe sets: the path of a file, the command line, or an order in flight."""
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -45,31 +45,43 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 def load_with_sources(path: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, Source]:
     """`load_recipe`, and what says each of the keys that are set."""
-    files = read_files(Path(path))
+    return _load(read_files(Path(path)), overrides)
+
+
+def changed_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a run that has started, after overrides. Raises `UserError` as `load_recipe` does."""
+    given = RecipeFile(Path("recipe.toml"), tomllib.loads(resolved_toml(recipe)))
+    return _load([given], overrides, has_started=True)[0]
+
+
+def _load(
+    files: list[RecipeFile], overrides: Sequence[str], *, has_started: bool = False
+) -> tuple[Recipe, Source]:
     data = merged(files)
+    overriding = _IN_FLIGHT if has_started else _COMMAND_LINE
     lines: list[str] = []
     overridden: list[Key] = []
     for override in overrides:
         try:
             overridden.append(_apply(override, data))
         except ValueError as error:
-            lines.append(f"{_COMMAND_LINE}: {override}: {error}")
+            lines.append(f"{overriding}: {override}: {error}")
 
     def source(key: Key) -> str:
         # `zip` compares as far as the shorter goes: an override also answers for what is in and around it.
         touched = any(all(a == b for a, b in zip(key, other, strict=False)) for other in overridden)
         if touched:
-            return _COMMAND_LINE
+            return overriding
         return str(next((file.path for file in files if file.says(key)), files[0].path))
 
     for table, key, field in _known_values(data, (Recipe,), ()):
-        start = Path.cwd() if source(key) == _COMMAND_LINE else Path(source(key)).parent
+        start = Path.cwd() if source(key) == overriding else Path(source(key)).parent
         name = str(key[-1])
         table[name] = _spell_out(table[name], name, field, start)
     recipe, problems = _validate(data)
     lines.extend(f"{source(problem.key)}: {problem}" for problem in problems)
     sections = dict(recipe) if recipe else _valid_sections(data)
-    for contradiction in contradictions(sections):
+    for contradiction in contradictions(sections, has_started=has_started):
         sources = dict.fromkeys(source(_split(key)) for key in contradiction.keys)
         lines.append(f"{' and '.join(sources)}: {_word(contradiction, sections, data)}")
     if lines:

@@ -14,7 +14,8 @@ from actors.config import (
 )
 from core.config import ModelConfig
 from learner.algorithm_config import AlgorithmConfig, ClippedConfig
-from learner.config import LearnerConfig
+from learner.config import KLConfig, LearnerConfig
+from learner.kl_controllers import ERROR_CLIP
 from orchestration.recipe.config import DeadlinesConfig, MetricsConfig, TrainerConfig, WeightPushConfig
 from orchestration.recipe.contradiction import Contradiction
 from orchestration.trackers.config import TrackersConfig
@@ -39,17 +40,29 @@ def _check_autoscale(rollout: RolloutConfig) -> Iterator[Contradiction]:
     scale = rollout.autoscale
     if scale is None:
         return
-    if not scale.min_workers <= rollout.workers <= scale.max_workers:
+    if scale.min_workers > scale.max_workers:
         yield Contradiction(
-            ("rollout.workers", "rollout.autoscale.min_workers", "rollout.autoscale.max_workers"),
-            f"the run would start outside of {scale.min_workers} to {scale.max_workers} workers",
-            "set a number between the two",
+            ("rollout.autoscale.min_workers", "rollout.autoscale.max_workers"),
+            f"no number of workers is within, rollout.autoscale.max_workers = {scale.max_workers}",
+            f"set {scale.max_workers} or less",
         )
     if not scale.shrink_below < scale.grow_above:
         yield Contradiction(
             ("rollout.autoscale.shrink_below", "rollout.autoscale.grow_above"),
             "the number of workers would go up and down for ever",
             f"set less than {scale.grow_above:g}",
+        )
+
+
+def _check_first_workers(rollout: RolloutConfig) -> Iterator[Contradiction]:
+    scale = rollout.autoscale
+    if scale is None or scale.min_workers > scale.max_workers:
+        return
+    if not scale.min_workers <= rollout.workers <= scale.max_workers:
+        yield Contradiction(
+            ("rollout.workers", "rollout.autoscale.min_workers", "rollout.autoscale.max_workers"),
+            f"the run would start outside of {scale.min_workers} to {scale.max_workers} workers",
+            "set a number between the two",
         )
 
 
@@ -67,6 +80,21 @@ def _check_batch(
             ("learner.world_size", "trainer.prompts_per_step"),
             f"a rank learns from whole prompts, and trainer.prompts_per_step is {trainer.prompts_per_step}",
             f"set {trainer.prompts_per_step} or less, or a larger trainer.prompts_per_step",
+        )
+
+
+def _check_horizon(
+    kl: KLConfig, trainer: TrainerConfig, rollout: RolloutConfig, datasets: list[DatasetConfig]
+) -> Iterator[Contradiction]:
+    if kl.controller != "adaptive":
+        return
+    per_prompt = 1 if datasets else rollout.group_size  # of a dataset's prompts at least
+    num_sequences = trainer.prompts_per_step * per_prompt
+    if ERROR_CLIP * num_sequences >= kl.horizon:
+        yield Contradiction(
+            ("kl.horizon", "trainer.prompts_per_step", "rollout.group_size"),
+            f"with {num_sequences} completions a step one step could bring kl_coef to 0",
+            f"set {10 * num_sequences}, say, and more than {ERROR_CLIP * num_sequences:g}",
         )
 
 
@@ -201,6 +229,7 @@ RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_resampling,
     _check_autoscale,
     _check_batch,
+    _check_horizon,
     _check_order,
     _check_push,
     _check_silence,
@@ -212,3 +241,5 @@ RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_reward_servers,
     _check_trackers,
 )
+START_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (_check_first_workers,)
+"""Rules of how a run starts, which the changes of a live one need not keep."""

@@ -119,8 +119,23 @@ def test_a_coefficient_that_somebody_sets_is_where_the_controller_goes_on() -> N
     for fresh in CONTROLLERS:
         controller = fresh()
         controller.update(4.0, num_sequences=10)
-        controller.load({"kl_coef": 0.7})
+        controller.set_coef(0.7)
         assert controller.kl_coef == 0.7
+
+
+def test_a_budget_is_kept_from_the_coefficient_that_was_set_also_after_a_checkpoint() -> None:
+    controller, resumed = (BudgetKLController(0.1, budget=10.0) for _ in range(2))
+    controller.set_coef(0.02)
+    resumed.load(controller.state())
+    for one in (controller, resumed):
+        one.update(0.0, num_sequences=64)
+        assert one.kl_coef == 0.02, "far below the budget: as it was set"
+        # KL 12: e from -1 to 0.2: 0.06 + 1.2 = 1.26: e^1.26 = 3.525421
+        one.update(12.0, num_sequences=64)
+        assert one.kl_coef == pytest.approx(0.02 * 3.525421)
+        for _ in range(9):
+            one.update(0.0, num_sequences=64)
+        assert one.kl_coef == 0.02
 
 
 def test_the_recipe_chooses() -> None:

@@ -126,6 +126,7 @@ def test_a_method_moves_the_weights_and_reports_the_same_on_every_rank(results: 
         for one, other in zip(single, several, strict=True):
             assert other == pytest.approx(one, rel=5e-3, abs=1e-4, nan_ok=True)
     assert all(step["gradient_norm"] > 1e-4 for step in single)
+    assert [step["kl_coef_next"] for step in single[:-1]] == [step["kl_coef"] for step in single[1:]]
 
 
 @pytest.mark.parametrize("name", ["base-0-world1", "base-3-world2"])

@@ -57,3 +57,10 @@ def test_a_fixed_coefficient_can_be_set_too() -> None:
     learner = make_learner(KLConfig(kl_coef=0.1))
     learner.configure(told(0.0, kl_target=None))
     assert learner.kl_controller.kl_coef == 0.0
+
+
+def test_a_coefficient_set_below_the_recipes_lasts_with_a_budget() -> None:
+    learner = make_learner(KLConfig(kl_coef=0.1, controller="budget", kl_target=6.0))
+    learner.configure(told(0.02))
+    learner.kl_controller.update(1.0, num_sequences=64)
+    assert learner.kl_controller.kl_coef == 0.02

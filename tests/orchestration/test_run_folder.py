@@ -49,10 +49,17 @@ def test_a_run_is_resumed_on_other_workers(folder: RunFolder, tmp_path: Path) ->
     overrides = ["rollout.workers=7", "rollout.autoscale.max_workers=9", "learner.resources.num_cpus=3"]
     overrides += ["rewards.0.replicas=2", "faults.max_retries=0", "trainer.checkpoint_every=5"]
     overrides += ["learner.world_size=2", "learner.zero_stage=3"]
-    resumed = RunFolder.reopen(load_recipe(tmp_path / "tiny.toml", overrides), folder.path)
-    assert resumed.resumed_otherwise == {"trainer.checkpoint_every": "5"}, (
-        "it may have been set in flight, too"
-    )
+    other = load_recipe(tmp_path / "tiny.toml", overrides)
+    for _ in range(2):  # as long as its recipe is not kept, the run is as it was
+        resumed = RunFolder.reopen(other, folder.path)
+        assert resumed.resumed_otherwise == {
+            "trainer.checkpoint_every": "5",
+            "rollout.autoscale.min_workers": "1",
+            "rollout.autoscale.max_workers": "9",
+            "rollout.autoscale.grow_above": "0.5",
+            "rollout.autoscale.shrink_below": "0.1",
+        }, "each may have been set in flight, too"
+    resumed.keep_recipe(other)
     again = RunFolder.reopen(load_recipe(folder.path / "recipe.toml"), folder.path)
     assert again.resumed_otherwise == {}
     kept = load_recipe(folder.path / "recipe.toml")

@@ -2,7 +2,7 @@
 
 import asyncio
 import getpass
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +14,13 @@ from core.errors import OverOptimized, UserError
 from learner.config import LiveLearnerConfig
 from orchestration.alarm.monitor import Alarm
 from orchestration.cluster.launch import Workers
-from orchestration.control.run_controls import RunControls
+from orchestration.control.run_controls import RunControls, resumed_settings
+from orchestration.ledger.ledger import Ledger
 from orchestration.loop.trainer import Trainer
-from orchestration.recipe.live_settings import LiveSettings
+from orchestration.recipe.live_settings import Change, LiveSettings, as_note
+from orchestration.recipe.loading import load_recipe
 from orchestration.reporting.run_log import RunLog
+from orchestration.run_folder import RunFolder
 from tests.fakes import FakeWorker, run_virtually
 
 TIMES = {"rollout_s": 8.0, "step_s": 10.0}
@@ -57,7 +60,7 @@ class FakeLog:
     phase_name = "learn"
 
     def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = [{"step": 7, "kl_coef": 0.3} | TIMES]
+        self.records: list[dict[str, Any]] = [{"step": 7, "kl_coef": 0.2, "kl_coef_next": 0.3} | TIMES]
         self.events: list[str] = []
         self.alarms: list[Alarm] = []
         self.notes: list[Mapping[str, Any]] = []
@@ -100,7 +103,7 @@ class Controlled:
         file = folder / "recipe.toml"
         file.write_text(RECIPE + more)
         self.controls = RunControls(
-            LiveSettings(file), 7, cast(Trainer, self.trainer), workers, cast(RunLog, self.log)
+            LiveSettings(load_recipe(file)), 7, cast(Trainer, self.trainer), workers, cast(RunLog, self.log)
         )
 
     def run(self, *orders: Coroutine[Any, Any, None]) -> None:
@@ -245,14 +248,44 @@ def test_after_the_last_step_nothing_changes(tmp_path: Path) -> None:
         run.run(run.controls.set({"steps": "30"}))
 
 
-def test_a_recipe_that_resumes_the_run_has_the_last_word(tmp_path: Path) -> None:
+def test_in_the_last_step_other_settings_than_its_number_may_change(tmp_path: Path) -> None:
     run = Controlled(tmp_path)
-    run.controls.resumed_with({"trainer.checkpoint_every": "3"})
-    run.run(run.controls.before_step(8))
-    assert run.controls.recipe.trainer.checkpoint_every == 3
-    assert run.log.events == [
-        "set: trainer.checkpoint_every = 3 from step 8 on, by the recipe that resumed it"
-    ]
+
+    async def last_step() -> None:
+        await run.controls.before_step(20)
+        await run.controls.set({"silence_s": "30"})
+        with pytest.raises(UserError, match="trainer.steps = 19: step 20 is begun or done; give 21 or more"):
+            await run.controls.set({"steps": "19"})
+        await run.controls.set({"steps": "25"})
+
+    run.run(last_step())
+    assert (run.status["settings"]["faults.silence_s"], run.controls.num_steps) == (30, 25)
+
+
+class FakeLedger:
+    def __init__(self, log: FakeLog) -> None:
+        self._log = log
+
+    def notes(self, kind: str) -> Sequence[Mapping[str, Any]]:
+        return list(self._log.notes)
+
+
+def test_a_recipe_that_resumes_the_run_has_the_last_word_on_disk_before_it_is_kept(tmp_path: Path) -> None:
+    """Also after a start that failed in between: the same recipe says the same once more."""
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    before, log = load_recipe(tmp_path / "tiny.toml"), FakeLog()
+    set_before = Change(key="faults.silence_s", value="30", from_step=3, by="ada")
+    log.notes = [as_note(set_before)]
+    folder = RunFolder.create(before, tmp_path / "run")
+    resumed = load_recipe(tmp_path / "tiny.toml", ["faults.silence_s=400"])
+    for start in (7, 20):  # also after the last step
+        folder = RunFolder.reopen(resumed, folder.path)
+        settings = resumed_settings(resumed, folder, start, cast(Ledger, FakeLedger(log)), cast(RunLog, log))
+        assert settings.at(start + 1).faults.silence_s == 400
+        assert load_recipe(folder.path / "recipe.toml") == resumed
+        folder.keep_recipe(before)  # as if the run had ended between the two
+    by = "by the recipe that resumed it"
+    assert log.events == [f"set: faults.silence_s = 400.0 from step {step} on, {by}" for step in (8, 21)]
 
 
 @pytest.mark.parametrize(
@@ -305,6 +338,33 @@ def test_an_order_is_where_the_autoscaler_goes_on_from(tmp_path: Path) -> None:
     assert run.fleets["rollout"].size == 9
 
 
+def test_other_bounds_bring_the_rollout_workers_within_them(tmp_path: Path) -> None:
+    run = Controlled(tmp_path, "rollout.autoscale.max_workers = 4")
+
+    async def more_at_least() -> None:
+        await run.controls.before_step(8)
+        await run.controls.set({"min_workers": "2"})
+        assert run.fleets["rollout"].size == 1
+        await run.controls.before_step(9)
+
+    run.run(more_at_least())
+    assert run.fleets["rollout"].size == 2
+    assert run.log.events[-1] == "scale: rollout: 1 -> 2 workers, for 2 to 4, as set"
+
+
+def test_a_resumed_run_goes_by_the_step_to_come_and_not_by_what_held_before(tmp_path: Path) -> None:
+    """In step 7 the journal's grow_above would contradict the recipe that resumes the run."""
+    run = Controlled(tmp_path)
+    scale = "rollout.autoscale = { max_workers = 4, shrink_below = 0.3, grow_above = 0.6 }"
+    (tmp_path / "recipe.toml").write_text(RECIPE + scale)
+    grow_above = Change(key="rollout.autoscale.grow_above", value="0.2", from_step=3, by="ada")
+    settings = LiveSettings(load_recipe(tmp_path / "recipe.toml"), [grow_above])
+    settings.order({"grow_above": "0.6"}, from_step=8, by="the recipe that resumed it")
+    workers = run.controls._workers
+    controls = RunControls(settings, 7, cast(Trainer, run.trainer), workers, cast(RunLog, run.log))
+    assert controls.recipe == settings.at(8)
+
+
 def test_an_alarm_does_by_itself_nothing_but_warn(tmp_path: Path) -> None:
     run = Controlled(tmp_path)
     run.log.alarms = [ALARM]
@@ -321,7 +381,7 @@ def test_alarms_of_a_step_raise_the_kl_coefficient_once(tmp_path: Path) -> None:
         for step in (8, 9, 10, 11):
             await run.controls.before_step(step)
             await run.controls.after_step()
-            run.log.records.append({"step": step, "kl_coef": run.controls.recipe.kl.kl_coef} | TIMES)
+            run.log.records.append({"step": step, "kl_coef_next": run.controls.recipe.kl.kl_coef} | TIMES)
             run.log.alarms = [ALARM] if step == 9 else []
 
     run.run(four_steps())
@@ -330,6 +390,20 @@ def test_alarms_of_a_step_raise_the_kl_coefficient_once(tmp_path: Path) -> None:
         "set: kl.kl_coef = 0.6 from step 9 on, by the alarm",
         "set: kl.kl_coef = 1.2 from step 11 on, by the alarm",
     ]
+
+
+def test_the_alarm_raises_what_the_controller_made_of_the_coefficient_after_the_step(tmp_path: Path) -> None:
+    run = Controlled(tmp_path, 'alarm = { action = "raise_kl", kl_factor = 2.0 }')
+
+    async def a_step_far_above_the_target() -> None:
+        await run.controls.before_step(8)
+        run.log.records.append({"step": 8, "kl_coef": 0.3, "kl_coef_next": 0.9} | TIMES)
+        run.log.alarms = [ALARM]
+        await run.controls.after_step()
+        await run.controls.before_step(9)
+
+    run.run(a_step_far_above_the_target())
+    assert run.learner.kl_coefs == [None, 1.8]
 
 
 def test_in_a_step_that_is_done_again_the_alarm_does_not_raise_it_again(tmp_path: Path) -> None:
@@ -344,6 +418,19 @@ def test_in_a_step_that_is_done_again_the_alarm_does_not_raise_it_again(tmp_path
 
     run.run(twice())
     assert run.log.events == ["set: kl.kl_coef = 0.6 from step 9 on, by the alarm"]
+
+
+@pytest.mark.parametrize("action", ["raise_kl", "pause"])
+def test_an_alarm_of_the_last_step_is_a_warning(tmp_path: Path, action: str) -> None:
+    run = Controlled(tmp_path, f'alarm.action = "{action}"')
+
+    async def last_step() -> None:
+        await run.controls.before_step(20)
+        run.log.alarms = [ALARM]
+        await run.controls.after_step()
+
+    run.run(last_step())
+    assert (run.log.events, run.trainer.is_paused) == ([], False)
 
 
 def test_an_alarm_pauses_the_run(tmp_path: Path) -> None:

@@ -283,6 +283,10 @@ def test_how_far_engine_and_learner_may_differ_goes_by_the_dtype(
             for algorithm in ([], ["algorithm.kind=dpo"])
         ),
         (["kl.controller=adaptive"], "kl.kl_target is not set: the adaptive controller"),
+        (
+            ["kl.controller=adaptive", "kl.kl_target=6.0", "kl.horizon=20", "rollout.group_size=34"],
+            "kl.horizon = 20: with 102 completions a step one step could bring kl_coef to 0; set 1020, say",
+        ),
         (["kl.controller=budget"], "kl.kl_target is not set: the budget controller"),
         (
             ["kl.controller=budget", "kl.kl_target=7", "kl.kl_coef=0"],
@@ -304,6 +308,10 @@ def test_how_far_engine_and_learner_may_differ_goes_by_the_dtype(
         (
             ["rollout.workers=5", "rollout.autoscale.max_workers=4"],
             "rollout.workers = 5: the run would start outside of 1 to 4 workers",
+        ),
+        (
+            ["rollout.autoscale.max_workers=1", "rollout.autoscale.min_workers=2"],
+            "rollout.autoscale.min_workers = 2: no number of workers is within, rollout.autoscale.max_workers = 1",
         ),
         (
             ["rollout.autoscale.max_workers=4", "rollout.autoscale.shrink_below=0.5"],
@@ -427,6 +435,7 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
         [MODEL_REWARD, "algorithm.kind=a2c", "rollout.group_size=1"],
         ["kl.kl_target=6.0"],
         ["kl.controller=adaptive", "kl.kl_target=6.0"],
+        ["kl.controller=adaptive", "kl.kl_target=6.0", "kl.horizon=21", "rollout.group_size=34"],
         ["kl.controller=budget", "kl.kl_target=6.0"],
         ["algorithm.num_minibatches=3"],
         ["trainer.order=completion"],  # without lag it is the order of the start
