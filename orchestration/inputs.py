@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RewardModelReward
 from actors.dataset import comparable, load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
 from core.messages import DemonstrationGroup, Int32s, Prompt, RolloutGroup
+from core.pretrained import check_model, load_tokenizer
 from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
@@ -31,7 +32,8 @@ class RunInputs:
 
     def __init__(self, recipe: Recipe) -> None:
         self.model_path = resolve_model(recipe.model.path)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.model_path)
+        check_model(self.model_path)
+        self.tokenizer = load_tokenizer(self.model_path)
         self.train_prompts, self.heldout_prompts = _prompts(recipe, self.tokenizer)
         self.heldout_texts = (
             load_heldout_texts(
@@ -163,5 +165,5 @@ def _normalized_on(recipe: Recipe, model_path: Path) -> list[Int32s]:
     assert recipe.reward_model is not None
     if recipe.reward_model.normalize_on == 0:
         return []
-    training, _ = _prompts(recipe, AutoTokenizer.from_pretrained(model_path))
+    training, _ = _prompts(recipe, load_tokenizer(model_path))
     return [prompt.token_ids for prompt in training[: recipe.reward_model.normalize_on]]
