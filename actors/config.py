@@ -52,7 +52,7 @@ class PromptColumn(Section):
     """Where prompts stand in rows of one's own, and how many are held out."""
 
     column: str = "prompt"
-    """The column that holds the prompt's text; the others are handed to reward functions."""
+    """The column that holds the prompt, a text or a list of messages; the others are handed to reward functions."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the prompts kept for the comparison before and after, chosen by a hash of the text."""
 
