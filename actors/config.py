@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from core.config import Resources, Section
+from core.config import MAX_SEED, Resources, Section
 
 SEEDS_PER_GROUP = 1_000
 """Seeds set aside for the completions of one group, so that no two completions of a run share one."""
@@ -16,7 +16,7 @@ class MovieReviewPrompts(Section):
     kind: Literal["movie-reviews"]
     first_words: int = Field(default=4, ge=1)
     """How many words of each snippet make the prompt."""
-    split_seed: int = Field(default=0, ge=0)
+    split_seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the split into train, held-out and prompts; no snippet is in two of them."""
 
 
@@ -52,7 +52,7 @@ class PromptColumn(Section):
     """Where prompts stand in rows of one's own, and how many are held out."""
 
     column: str = "prompt"
-    """The column that holds the prompt's text; the others are handed to reward functions."""
+    """The column that holds the prompt, a text or a list of messages; the others are handed to reward functions."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the prompts kept for the comparison before and after, chosen by a hash of the text."""
 
@@ -100,7 +100,7 @@ class MovieReviewDataset(WeighedSection):
     """Of comparisons: the best and the worst of a group are rated at least this far apart."""
     max_examples: int = Field(default=2000, ge=1)
     """Largest number of groups."""
-    split_seed: int = Field(default=0, ge=0)
+    split_seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the split into train, held-out and prompts; no snippet is in two of them."""
 
 

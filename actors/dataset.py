@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RunDataset
-from actors.dataset_formats import ChatTokenizer, Texts, read_row
+from actors.dataset_formats import ChatTokenizer, Texts, is_begun, read_row
 from actors.rows import read_rows, where_of
 from actors.run_samples import load_samples
 from core.errors import UserError
@@ -132,14 +132,14 @@ def _tokenised(
     assert end is not None
     groups = []
     for number, (prompt_text, completions) in enumerate(texts):
-        # A chat template writes the mark of a text's beginning itself, and a completion begins no text.
-        begun = tokenizer.bos_token is not None and prompt_text.startswith(tokenizer.bos_token)
+        begun = is_begun(prompt_text, tokenizer)
         prompt_ids = (
             tokenizer([prompt_text], add_special_tokens=not begun)[TEXT_IDS][0] if prompt_text else [end]
         )
         prompt = Prompt(
             prompt_id=f"dataset-{number}", text=prompt_text, token_ids=np.asarray(prompt_ids, dtype=np.int32)
         )
+        # A completion begins no text.
         all_ids = tokenizer([text for text, _ in completions], add_special_tokens=False)[TEXT_IDS]
         demonstrations = []
         for (text, score), ids in zip(completions, all_ids, strict=True):

@@ -13,6 +13,8 @@ import math
 from contextlib import suppress
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
+
 from core.errors import UserError
 
 Texts = tuple[str, list[tuple[str, float]]]
@@ -31,6 +33,23 @@ class ChatTokenizer(Protocol):
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
     ) -> Any: ...
+
+
+def read_prompt(value: object, where: str, column: str, tokenizer: ChatTokenizer) -> str:
+    """The text of a prompt; a conversation ends where the model is to answer. Raises `UserError` that begins with
+    `where`."""
+    if isinstance(value, str):
+        return value
+    if not value or not isinstance(value, list | dict):
+        raise UserError(
+            f"{where}: {column} is {_shown(value)}; give a text, or a list of messages with role and content"
+        )
+    return _templated(_messages(value, where, column), where, tokenizer, is_asked=True)
+
+
+def is_begun(text: str, tokenizer: ChatTokenizer) -> bool:
+    """Whether the mark of a text's beginning is there already: a chat template writes it itself."""
+    return tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
 
 
 def read_row(row: dict[str, object], where: str, tokenizer: ChatTokenizer) -> Texts:
@@ -58,7 +77,13 @@ def read_row(row: dict[str, object], where: str, tokenizer: ChatTokenizer) -> Te
             f"{where}: {len(completions)} completions but {len(scores)} ratings; give one for each"
         )
     prompt, texts = _render(row.get("prompt", ""), completions, where, tokenizer)
-    return prompt, list(zip(texts, (_number(score, where) for score in scores), strict=True))
+    numbers = [_number(score, where) for score in scores]
+    if "chosen" in row and "rejected" in row and numbers[0] < numbers[1]:
+        raise UserError(
+            f"{where}: chosen has the score {numbers[0]:g} and rejected {numbers[1]:g}, so the row contradicts "
+            "itself; swap the texts or the scores, or leave score_chosen and score_rejected out"
+        )
+    return prompt, list(zip(texts, numbers, strict=True))
 
 
 def _render(
@@ -78,16 +103,30 @@ def _render(
         answers = [answer[-1:] for answer in answers]
     if not asked or not all(answers):
         raise UserError(f"{where}: a conversation needs a message that asks and one that answers")
-    head = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    head = _templated(asked, where, tokenizer, is_asked=True)
     texts = []
     for answer in answers:
-        whole = tokenizer.apply_chat_template(asked + answer, add_generation_prompt=False, tokenize=False)
+        whole = _templated(asked + answer, where, tokenizer, is_asked=False)
         if not whole.startswith(head):
             raise UserError(
                 f"{where}: the chat template writes the prompt in another way once it is answered"
             )
         texts.append(_ended_once(whole[len(head) :], tokenizer.eos_token))
     return head, texts
+
+
+def _templated(
+    messages: list[dict[str, str]], where: str, tokenizer: ChatTokenizer, *, is_asked: bool
+) -> str:
+    """The conversation as text; `is_asked`: with the beginning of the answer that is to come."""
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=is_asked, tokenize=False)
+    except (ValueError, TemplateError) as error:  # there is no template, or it refuses the conversation
+        raise UserError(
+            f"{where}: the model's chat template cannot write this conversation ({error}). Give texts, or a "
+            "conversation and a model that go together."
+        ) from error
+    return str(text)
 
 
 def _ended_once(text: str, end: str | None) -> str:
@@ -98,13 +137,13 @@ def _ended_once(text: str, end: str | None) -> str:
 
 def _string(value: object, where: str, column: str) -> str:
     if not isinstance(value, str) or not value:
-        raise UserError(f"{where}: {column} is {json.dumps(value)[:60]}, not a text")
+        raise UserError(f"{where}: {column} is {_shown(value)}, not a text")
     return value
 
 
 def _list(value: object, where: str) -> list[object]:
     if not isinstance(value, list):
-        raise UserError(f"{where}: {json.dumps(value)[:60]} is not a list")
+        raise UserError(f"{where}: {_shown(value)} is not a list")
     return value
 
 
@@ -114,7 +153,7 @@ def _number(value: object, where: str) -> float:
             number = float(value)
             if math.isfinite(number):
                 return number
-    raise UserError(f"{where}: the score {json.dumps(value)[:60]} is not a number")
+    raise UserError(f"{where}: the score {_shown(value)} is not a number")
 
 
 def _messages(value: object, where: str, column: str) -> list[dict[str, str]]:
@@ -123,7 +162,10 @@ def _messages(value: object, where: str, column: str) -> list[dict[str, str]]:
         if not isinstance(message, dict) or not all(
             isinstance(message.get(key), str) for key in ("role", "content")
         ):
-            raise UserError(
-                f"{where}: {column} holds {json.dumps(message)[:60]}, not a message with role and content"
-            )
+            raise UserError(f"{where}: {column} holds {_shown(message)}, not a message with role and content")
     return messages
+
+
+def _shown(value: object) -> str:
+    """Its beginning; tables hold dates and bytes too."""
+    return json.dumps(value, default=str)[:60]

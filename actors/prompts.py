@@ -2,11 +2,12 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from actors.config import MovieReviewPrompts, PromptsConfig
+from actors.config import MovieReviewPrompts, PromptsConfig, RowsConfig
+from actors.dataset_formats import ChatTokenizer, is_begun, read_prompt
 from actors.rows import read_rows, where_of
 from core.errors import UserError
 from core.messages import Prompt
@@ -15,15 +16,9 @@ from core.ratings import SPLIT_FRACTIONS, first_words, load_ratings, split_ratin
 TEXT_IDS = "input_ids"
 
 
-class Tokenizer(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
-
-    def __call__(self, text: list[str]) -> Any: ...
-
-
 def load_prompts(
     config: PromptsConfig,
-    tokenizer: Tokenizer,
+    tokenizer: ChatTokenizer,
     *,
     data_folder: Path | None,
     num_heldout: int,
@@ -40,10 +35,7 @@ def load_prompts(
             where = "the movie reviews"
         case _:
             where = where_of(config)
-            columns = {
-                str(row[config.column]): {k: v for k, v in row.items() if k != config.column}
-                for _, row in read_rows(config, (config.column,))
-            }
+            columns = _own_rows(config, config.column, tokenizer)
     texts = sorted(columns, key=_text_digest)
     if len(texts) < 2:
         raise UserError(
@@ -69,16 +61,43 @@ def _movie_review_openings(config: MovieReviewPrompts, data_folder: Path) -> dic
     return {first_words(row.text, config.first_words): {"human_rating": row.rating} for row in long_enough}
 
 
-def _tokenised(texts: list[str], columns: dict[str, dict[str, Any]], tokenizer: Tokenizer) -> list[Prompt]:
-    token_ids = tokenizer(texts)[TEXT_IDS]
+def _own_rows(config: RowsConfig, column: str, tokenizer: ChatTokenizer) -> dict[str, dict[str, Any]]:
+    """Text of each prompt -> the row's other columns. A row that is there twice is one prompt."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for place, row in read_rows(config, (column,)):
+        text = read_prompt(row[column], place, column, tokenizer)
+        others = {name: value for name, value in row.items() if name != column}
+        first_place, first = found.setdefault(text, (place, others))
+        if others != first:
+            differing = next(
+                name
+                for name in first | others
+                if name not in first or name not in others or first[name] != others[name]
+            )
+            raise UserError(
+                f"{place}: the same prompt as in {first_place}, but not the same {differing!r}. Rewards would be "
+                "given the columns of one row for both: keep one of them, or leave the column out."
+            )
+    return {text: others for text, (_, others) in found.items()}
+
+
+def _tokenised(
+    texts: list[str], columns: dict[str, dict[str, Any]], tokenizer: ChatTokenizer
+) -> list[Prompt]:
+    token_ids: dict[str, list[int]] = {}
+    for begun in (False, True):
+        batch = [text for text in texts if is_begun(text, tokenizer) == begun]
+        if batch:
+            all_ids = tokenizer(batch, add_special_tokens=not begun)[TEXT_IDS]
+            token_ids |= zip(batch, all_ids, strict=True)
     return [
         Prompt(
             prompt_id=_text_digest(text)[:12],
             text=text,
-            token_ids=np.asarray(ids, dtype=np.int32),
+            token_ids=np.asarray(token_ids[text], dtype=np.int32),
             columns=columns[text],
         )
-        for text, ids in zip(texts, token_ids, strict=True)
+        for text in texts
     ]
 
 

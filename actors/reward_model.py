@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
 from core.config import ModelConfig
 from core.messages import Bools, Completion, Int32s
 from core.models import check_same_tokenizer, load_scalar_model
 from core.packing import pack_row
+from core.pretrained import load_tokenizer
 
 
 class RewardModel:
@@ -43,4 +43,4 @@ class RewardModel:
 
 
 def _special_ids(path: Path) -> frozenset[int]:
-    return frozenset(AutoTokenizer.from_pretrained(path).all_special_ids)
+    return frozenset(load_tokenizer(path).all_special_ids)

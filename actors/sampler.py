@@ -70,6 +70,8 @@ class Sampler:
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=str(model_path),
+                trust_remote_code=False,
+                load_format="safetensors",
                 dtype=model.dtype,  # type: ignore[arg-type]
                 max_model_len=model.max_model_len,
                 max_num_seqs=rollout.max_concurrent_sequences,

@@ -79,7 +79,11 @@ class BareSides:
     def __init__(self, row: PackedRow) -> None:
         path = resolve_model("asset:smollm2-135m-instruct")
         self._model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="sdpa"
+            path,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
         ).train()
         self._row = row
         self._ids_SL = row.token_ids_T.view(SEQUENCES, -1)

@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MAX_SEED = 10**9
+"""Of a recipe. Seeds of completions are 10^9 times it and more, and must stay below those of evaluations, 2^60."""
+
 
 class Section(BaseModel):
     """A table of a recipe. Unknown keys are errors; the doc string under a field is its help text."""

@@ -9,15 +9,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from core.attention import PACKED_ATTENTION
@@ -25,6 +18,7 @@ from core.decoded_logits import decoded_logits
 from core.decoding import UNCHANGED, Decoding
 from core.errors import UserError
 from core.packing import PackedRow
+from core.pretrained import load_network, read_config, read_tokenizer_file
 
 SCORE_OFFSET = "leash_score_offset"
 """Key of a reward model's config.json: what is taken off its scores (`learner/reward_normalization.py`)."""
@@ -99,7 +93,7 @@ def load_policy(path: Path, dtype: str) -> TokenLogprobs:
 
 def load_scalar_model(path: Path, dtype: str) -> ScalarModel:
     """A sequence classifier with one output. Raises `UserError` for anything else."""
-    config = _read_config(path)
+    config = read_config(path)
     if config.num_labels != 1 or not any("SequenceClassification" in a for a in config.architectures or []):
         raise UserError(
             f"{path}: this is a {config.architectures} with {config.num_labels} outputs, not a reward model. "
@@ -111,7 +105,7 @@ def load_scalar_model(path: Path, dtype: str) -> ScalarModel:
 def linear_layers(path: Path) -> list[str]:
     """Last names of all linear layers of a causal language model but its head: those that adapters lie beside."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(_read_config(path))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(read_config(path), trust_remote_code=False)
     head = model.get_output_embeddings()
     named = model.named_modules()
     return sorted(
@@ -130,31 +124,21 @@ def check_same_tokenizer(path: Path, other: Path) -> None:
 
 def tokenizer_digest(path: Path) -> str:
     """Digest of the mapping from text to ids: the vocabulary and the merges, not the chat template."""
-    tokenizer = path / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise UserError(f"{tokenizer}: no such file. Save the model's tokenizer beside its weights.")
-    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    content = read_tokenizer_file(path)
     relevant = {key: content.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
-def _read_config(path: Path) -> PreTrainedConfig:
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a model that transformers can read ({error}).") from error
-    return config
-
-
 def _load(kind: type, path: Path, dtype: str) -> PreTrainedModel:
     """Load weights, refusing a checkpoint that does not fill the architecture exactly."""
-    _read_config(path)
-    try:
-        model, report = kind.from_pretrained(  # type: ignore[attr-defined]
-            path, dtype=getattr(torch, dtype), attn_implementation=PACKED_ATTENTION, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path}: its weights do not load ({error}).") from error
+    read_config(path)
+    model, report = load_network(
+        kind,
+        path,
+        dtype=getattr(torch, dtype),
+        attn_implementation=PACKED_ATTENTION,
+        output_loading_info=True,
+    )
     problems = {key: sorted(names)[:3] for key, names in report.items() if names and key != "error_msgs"}
     if problems:
         raise UserError(

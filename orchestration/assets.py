@@ -10,7 +10,6 @@ is missing.
 """
 
 import difflib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,13 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import UserError
 from orchestration.asset_builders import build_model, build_ratings
+from orchestration.file_lock import locked
 
 MANIFEST = "MANIFEST.json"
 ASSET_PREFIX = "asset:"
@@ -72,7 +71,7 @@ def prepare(name: str, *, verify: bool = False, say: Say = print) -> Path:
     """
     asset = _asset(name)
     try:
-        with _lock(cache_folder() / f".{name}.lock", say):
+        with locked(cache_folder() / f".{name}.lock", say):
             fault = _fault(cache_folder() / name, asset, verify=verify)
             if fault:
                 say(f"{name}: {fault}; building it")
@@ -137,19 +136,6 @@ def _fault(folder: Path, asset: Asset, *, verify: bool) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{folder / MANIFEST} cannot be read ({type(error).__name__})"
     return None
-
-
-@contextmanager
-def _lock(path: Path, say: Say) -> Iterator[None]:
-    """Wait until no other process holds the lock; the kernel releases it when its holder ends, however."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process to release {path}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _build(asset: Asset, say: Say) -> None:

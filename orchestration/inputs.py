@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RewardModelReward
 from actors.dataset import comparable, load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
 from core.messages import DemonstrationGroup, Int32s, Prompt, RolloutGroup
+from core.pretrained import check_model, load_tokenizer
 from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
+from orchestration.file_lock import locked
 from orchestration.recipe.config import Recipe
 
 HELDOUT_TEXTS = 64
@@ -31,7 +33,8 @@ class RunInputs:
 
     def __init__(self, recipe: Recipe) -> None:
         self.model_path = resolve_model(recipe.model.path)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.model_path)
+        check_model(self.model_path)
+        self.tokenizer = load_tokenizer(self.model_path)
         self.train_prompts, self.heldout_prompts = _prompts(recipe, self.tokenizer)
         self.heldout_texts = (
             load_heldout_texts(
@@ -122,22 +125,9 @@ def train_reward_model(recipe: Recipe) -> Path:
     name = f"{recipe.reward_model.data}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = cache_folder() / "reward-models" / name
     if not (folder / "metrics.json").is_file():
-        # torch's training side; a run whose reward model is cached does not need it here.
-        from learner.reward_stage import train_reward_model as train_into
-
-        unfinished = folder.with_name(folder.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        train_into(
-            recipe.reward_model,
-            model_path=model_path,
-            data_folder=asset_path(RATINGS.name),
-            folder=unfinished,
-            report=lambda text: print(text, flush=True),
-            prompts=prompts,
-            max_new_tokens=recipe.rollout.max_new_tokens,
-        )
-        unfinished.rename(folder)
+        with locked(folder.with_name(f".{name}.lock"), _say):
+            if not (folder / "metrics.json").is_file():  # or else another process has trained it meanwhile
+                _train_into(folder, recipe, model_path, prompts)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     accuracies = ", ".join(f"{metrics[f'pairwise_accuracy_{m}']:.3f} at {m}" for m in (0, 1, 2))
     print(
@@ -146,6 +136,31 @@ def train_reward_model(recipe: Recipe) -> Path:
         flush=True,
     )
     return folder
+
+
+def _train_into(folder: Path, recipe: Recipe, model_path: Path, prompts: Sequence[Int32s]) -> None:
+    """Train beside the folder and rename, so that whoever finds it finds all of it. The caller holds the lock."""
+    # torch's training side; a run whose reward model is cached does not need it here.
+    from learner.reward_stage import train_reward_model as train_into
+
+    assert recipe.reward_model is not None
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    train_into(
+        recipe.reward_model,
+        model_path=model_path,
+        data_folder=asset_path(RATINGS.name),
+        folder=unfinished,
+        report=_say,
+        prompts=prompts,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+    )
+    unfinished.rename(folder)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Prompt], list[Prompt]]:
@@ -163,5 +178,5 @@ def _normalized_on(recipe: Recipe, model_path: Path) -> list[Int32s]:
     assert recipe.reward_model is not None
     if recipe.reward_model.normalize_on == 0:
         return []
-    training, _ = _prompts(recipe, AutoTokenizer.from_pretrained(model_path))
+    training, _ = _prompts(recipe, load_tokenizer(model_path))
     return [prompt.token_ids for prompt in training[: recipe.reward_model.normalize_on]]

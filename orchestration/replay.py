@@ -25,7 +25,7 @@ from orchestration.recipe.loading import load_recipe
 from orchestration.reporting.metrics_hub import MetricsHub
 from orchestration.reporting.run_log import RunLog
 from orchestration.reporting.terminal import TerminalView
-from orchestration.run_folder import LEDGER_FOLDER, RunFolder
+from orchestration.run_folder import LEDGER_FOLDER, RunFolder, check_free
 from orchestration.trackers.sink import TrackerSink
 
 
@@ -56,6 +56,7 @@ def learn(run: Path, into: Path) -> None:
     if recipe.datasets:
         raise UserError(f"{run}: it learned from datasets, so it has journaled no rollouts")
     source = ReplayedGroups(run, groups_per_step=recipe.trainer.prompts_per_step)
+    check_free(into)
     inputs, folder = RunInputs(recipe), RunFolder.create(recipe, into)
     view = TerminalView()
     view.start(f"{recipe.name}, learner alone", source.num_steps)

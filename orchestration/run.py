@@ -27,7 +27,7 @@ from orchestration.reporting.metrics_hub import MetricsHub
 from orchestration.reporting.run_log import RunLog
 from orchestration.reporting.summary import run_figures
 from orchestration.reporting.terminal import TerminalView, before_after_markdown, before_after_table
-from orchestration.run_folder import RunFolder, write_atomically, write_json
+from orchestration.run_folder import RunFolder, check_free, write_atomically, write_json
 from orchestration.trackers.opening import flat_settings, open_trackers
 from orchestration.trackers.sink import TrackerSink
 from orchestration.trackers.tracker import TrackedRun
@@ -36,11 +36,15 @@ from orchestration.trackers.tracker import TrackedRun
 def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str | None) -> dict[str, Any]:
     """Run the recipe to its end, or until told to stop; the summary. Ctrl-C and SIGTERM save and exit."""
     started = time.perf_counter()
-    inputs = RunInputs(recipe)
+    # The folder first: the inputs may include minutes of training a reward model.
     if resume:
         assert run_folder is not None, "the command line asks for the folder"
         folder = RunFolder.reopen(recipe, run_folder)
+        inputs = RunInputs(recipe)
     else:
+        if run_folder is not None:
+            check_free(run_folder)
+        inputs = RunInputs(recipe)
         folder = RunFolder.create(recipe, run_folder)
     view = TerminalView()
     view.start(recipe.name, recipe.trainer.steps)

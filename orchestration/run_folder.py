@@ -51,10 +51,7 @@ class RunFolder:
     def create(cls, recipe: Recipe, path: Path | None) -> "RunFolder":
         """A new folder, with the recipe and the versions in it. Raises `UserError` if there is a run in it."""
         path = path or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        if holds_run(path):
-            raise UserError(
-                f"{path}: holds a run already; choose another folder, or go on with it by leash train --resume"
-            )
+        check_free(path)
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
         folder.keep_recipe(recipe)
@@ -181,6 +178,19 @@ class RunFolder:
 def holds_run(path: Path) -> bool:
     """Whether a run was started in this folder."""
     return (path / "recipe.toml").exists()
+
+
+def check_free(path: Path) -> None:
+    """Raises `UserError` unless a new run can be written there. Writes nothing."""
+    if holds_run(path):
+        raise UserError(
+            f"{path}: holds a run already; choose another folder, or go on with it by leash train --resume"
+        )
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{path}: cannot be the folder of a run ({there} is no folder that can be written); choose another"
+        )
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -15,6 +15,8 @@ from actors.rollout import RolloutPool
 from actors.run_samples import rows_of
 from core.errors import UserError
 from core.messages import RolloutGroup
+from core.models import check_same_tokenizer
+from core.pretrained import check_model
 from core.remote import node_id
 from learner.saved_policy import SavedPolicy
 from orchestration.assets import resolve_model
@@ -28,7 +30,7 @@ from orchestration.recipe.config import Recipe
 from orchestration.reporting.metrics_hub import MetricsHub
 from orchestration.reporting.run_log import RunLog, write_samples
 from orchestration.reporting.terminal import TerminalView
-from orchestration.run_folder import RunFolder, append_line, write_json
+from orchestration.run_folder import RunFolder, append_line, check_free, write_json
 from orchestration.trackers.sink import TrackerSink
 
 NOT_LEARNED = "sampled without a learner"
@@ -44,8 +46,13 @@ def sample(
         raise UserError(
             f"{recipe.name}: it learns from datasets, so it samples nothing; leave [[datasets]] out"
         )
+    # What is quick to check first: the inputs may include minutes of training a reward model.
+    if run_folder is not None:
+        check_free(run_folder)
+    policy_path = resolve_model(recipe.model.path if policy is None else policy)
+    check_model(policy_path)
+    check_same_tokenizer(resolve_model(recipe.model.path), policy_path)
     inputs = RunInputs(recipe)
-    policy_path = inputs.model_path if policy is None else resolve_model(policy)
     folder = RunFolder.create(recipe, run_folder)
     view = TerminalView()
     view.start(f"{recipe.name}, rollouts alone", recipe.trainer.steps)

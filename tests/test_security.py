@@ -76,12 +76,27 @@ def _call_problems(call: ast.Call) -> Iterator[str]:
         yield f"{called} without weights_only=True: runs what is in the file"
     if called.endswith(".load") and called.split(".")[0] in ("np", "numpy") and "allow_pickle" in options:
         yield f"{called} with allow_pickle: runs what is in the file"
-    if options.get("trust_remote_code", "False") != "False":
-        yield "trust_remote_code: runs what came with a model"
+    if options.get("trust_remote_code", "None" if _loads_a_model(called) else "False") != "False":
+        yield f"{called} without trust_remote_code=False: runs what came with a model, or asks whether it may"
+    if _loads_weights(called) and "gguf_file" not in options and options.get("use_safetensors") != "True":
+        yield f"{called} without use_safetensors=True: reads weights of any format"
+    if called == "EngineArgs" and options.get("load_format") != "'safetensors'":
+        yield f"{called} without load_format='safetensors': reads weights of any format"
     if options.get("shell", "False") != "False":
         yield "shell=True: what is in an argument may be run"
     if called in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system"):
         yield f"{called}: runs text"
+
+
+def _loads_a_model(called: str) -> bool:
+    """Left out, transformers asks on the terminal; vLLM does not run code then, but that is only its default."""
+    name = called.split(".")[-1]
+    return name in ("from_pretrained", "EngineArgs") or (name == "from_config" and called.startswith("Auto"))
+
+
+def _loads_weights(called: str) -> bool:
+    owner, _, name = called.rpartition(".")
+    return name == "from_pretrained" and owner not in ("AutoConfig", "AutoTokenizer")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(REPOSITORY).as_posix())
@@ -102,8 +117,16 @@ def test_a_file_keeps_the_promises(file: Path) -> None:
         "from torch import load",
         "import cloudpickle",
         "rows = np.load(path, allow_pickle=True)",
-        "model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)",
+        "model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=True)",
+        "model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True)",
+        "model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)",
+        "model = kind.from_pretrained(path, trust_remote_code=False, use_safetensors=wanted)",
+        "model = AutoModelForCausalLM.from_config(config)",
+        "config = AutoConfig.from_pretrained(path)",
+        "tokenizer = AutoTokenizer.from_pretrained(path)",
         "engine = LLMEngine(model=path, trust_remote_code=config.trust)",
+        "options = EngineArgs(model=path, load_format='safetensors')",
+        "options = EngineArgs(model=path, trust_remote_code=False)",
         "subprocess.run(command, shell=True)",
         "values = yaml.load(text, Loader)",
         "value = eval(text)",
@@ -118,7 +141,11 @@ def test_breaking_a_promise_is_noticed(source: str) -> None:
     [
         "weights = torch.load(path, map_location='cpu', weights_only=True)",
         "import pickle\ntry: ...\nexcept pickle.UnpicklingError: ...",
-        "model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)",
+        "model = kind.from_pretrained(path, trust_remote_code=False, use_safetensors=True)",
+        "model = AutoModelForCausalLM.from_pretrained(path, gguf_file=name, trust_remote_code=False)",
+        "model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)",
+        "tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)",
+        "options = EngineArgs(model=path, trust_remote_code=False, load_format='safetensors')",
         "rows = np.load(path)",
         "values = yaml.safe_load_all(text)",
         "self.load(path)",

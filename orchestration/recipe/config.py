@@ -16,7 +16,7 @@ from actors.config import (
     RewardConfig,
     RolloutConfig,
 )
-from core.config import ModelConfig, Section
+from core.config import MAX_SEED, ModelConfig, Section
 from learner.algorithm_config import AlgorithmConfig
 from learner.config import KLConfig, LearnerConfig, RewardModelConfig
 from orchestration.alarm.config import AlarmConfig
@@ -152,7 +152,7 @@ class Recipe(Section):
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9-]*$")
     """Name of the recipe; run folders start with it."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of prompts, sampling, shuffling and evaluation."""
     model: ModelConfig
     prompts: PromptsConfig

@@ -1,14 +1,16 @@
 """Rows of every format that TRL knows, and what is said of the others."""
 
 import copy
+import datetime
 import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 
-from actors.dataset_formats import Texts, read_row
+from actors.dataset_formats import Texts, read_prompt, read_row
 from core.errors import UserError
 from tests.fakes import FakeChatTokenizer
 
@@ -130,6 +132,11 @@ def test_prompt_and_completion_make_up_the_conversation(contents: list[str]) -> 
         assert prompt.endswith(" <assistant>")
 
 
+def test_texts_that_score_the_same_contradict_nothing() -> None:
+    row = {"chosen": "a", "rejected": "b", "score_chosen": 4, "score_rejected": 4}
+    assert read(row) == ("", [("a", 4.0), ("b", 4.0)])
+
+
 def test_a_row_stays_as_it_was() -> None:
     row = {"messages": [user("hi"), assistant("yo")], "id": 5}
     before = copy.deepcopy(row)
@@ -182,6 +189,12 @@ NO_MESSAGE = "not a message with role and content"
         ),
         ({"completion": "a", "score": 10**400}, "is not a number"),
         ({}, "columns none are of no known format"),
+        (
+            {"chosen": "a", "rejected": "b", "score_chosen": 3, "score_rejected": 4.5},
+            "chosen has the score 3 and rejected 4.5, so the row contradicts itself",
+        ),
+        ({"chosen": "a", "rejected": "b", "score_rejected": 2}, "chosen has the score 1 and rejected 2"),
+        ({"text": datetime.date(2026, 1, 2)}, 'text is "2026-01-02", not a text'),
     ],
 )
 def test_a_row_that_cannot_be_read_is_explained_behind_its_place(row: dict[str, Any], complaint: str) -> None:
@@ -212,3 +225,24 @@ def test_a_template_that_changes_the_prompt_once_it_is_answered_is_refused() -> 
     row: dict[str, object] = {"prompt": [user("hi")], "completion": [assistant("yo")]}
     with pytest.raises(UserError, match=f"^{WHERE}: the chat template writes the prompt in another way"):
         read_row(row, WHERE, ForgetfulTokenizer())
+
+
+class StrictTokenizer(FakeChatTokenizer):
+    """Takes no conversation that begins with an answer."""
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
+    ) -> str:
+        if conversation[0]["role"] != "user":
+            raise TemplateError("roles must alternate")
+        raise ValueError("tokenizer.chat_template is not set")
+
+
+@pytest.mark.parametrize(
+    ("asks", "reason"), [(user, "chat_template is not set"), (assistant, "must alternate")]
+)
+def test_a_conversation_that_the_template_refuses_is_explained(asks: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=f"^{WHERE}: the model's chat template cannot write this .*{reason}"):
+        read_row({"prompt": [asks("hi")], "completion": [assistant("yo")]}, WHERE, StrictTokenizer())
+    with pytest.raises(UserError, match=f"^{WHERE}: the model's chat template cannot write this .*{reason}"):
+        read_prompt([asks("hi")], WHERE, "prompt", StrictTokenizer())

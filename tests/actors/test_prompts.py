@@ -10,19 +10,42 @@ from actors.config import JsonLinesPrompts
 from actors.prompts import load_prompts
 from core.errors import UserError
 from core.messages import Prompt
+from tests.fakes import FakeChatTokenizer
 
 
-class WordTokenizer:
-    """As many tokens as there are words."""
+class BeginningTokenizer(FakeChatTokenizer):
+    """Begins every text with `<s>`, 9, and so does its chat template."""
 
-    def __call__(self, text: list[str]) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[len(word) for word in one.split()] for one in text]}
+    bos_token = "<s>"
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+        plain = super().__call__([one.removeprefix("<s>") for one in text])["input_ids"]
+        begun = [one.startswith("<s>") + add_special_tokens for one in text]
+        return {"input_ids": [[9] * times + ids for times, ids in zip(begun, plain, strict=True)]}
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
+    ) -> str:
+        return "<s>" + super().apply_chat_template(
+            conversation, add_generation_prompt=add_generation_prompt, tokenize=tokenize
+        )
 
 
-def load(file: Path, *, num_heldout: int = 3, fraction: float = 0.5, **changes: Any) -> Any:
+def load(
+    file: Path,
+    *,
+    num_heldout: int = 3,
+    fraction: float = 0.5,
+    tokenizer: FakeChatTokenizer | None = None,
+    **changes: Any,
+) -> Any:
     config = JsonLinesPrompts(kind="jsonl", path=str(file), heldout_fraction=fraction, **changes)
     return load_prompts(
-        config, WordTokenizer(), data_folder=None, num_heldout=num_heldout, max_prompt_tokens=4
+        config,
+        tokenizer or FakeChatTokenizer(),
+        data_folder=None,
+        num_heldout=num_heldout,
+        max_prompt_tokens=5,
     )
 
 
@@ -77,6 +100,54 @@ def test_the_column_of_the_prompt_can_be_named(tmp_path: Path) -> None:
     assert texts(training) | texts(heldout) == {"a b", "c d"}
 
 
+def test_a_conversation_becomes_text_that_ends_where_the_model_answers(tmp_path: Path) -> None:
+    rows = [{"prompt": [{"role": "user", "content": word}], "answer": word} for word in ("ab", "abc")]
+    training, heldout = load(write(tmp_path / "chats.jsonl", *rows))
+    found = {prompt.text: (prompt.token_ids.tolist(), prompt.columns) for prompt in training + heldout}
+    assert found == {
+        " <user> ab </s> <assistant>": ([6, 2, 0, 11], {"answer": "ab"}),
+        " <user> abc </s> <assistant>": ([6, 3, 0, 11], {"answer": "abc"}),
+    }
+
+
+def test_texts_and_conversations_begin_once(tmp_path: Path) -> None:
+    file = write(tmp_path / "q.jsonl", {"prompt": "ab"}, {"prompt": [{"role": "user", "content": "abc"}]})
+    training, heldout = load(file, tokenizer=BeginningTokenizer())
+    found = {prompt.text: prompt.token_ids.tolist() for prompt in training + heldout}
+    assert found == {"ab": [9, 2], "<s> <user> abc </s> <assistant>": [9, 6, 3, 0, 11]}
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (None, "prompt is null; give a text, or a list of messages"),
+        ([], r"prompt is \[\]; give a text"),
+        (1, "prompt is 1; give"),
+        (True, "prompt is true; give"),
+        ({}, "prompt is {}; give"),
+        ({"a": 1}, 'prompt holds {"a": 1}, not a message with role and content'),
+        (["a"], 'prompt holds "a", not a message'),
+        ([{"role": "user", "content": None}], "prompt holds .*, not a message"),
+    ],
+)
+def test_a_prompt_that_is_neither_text_nor_conversation_is_named(
+    tmp_path: Path, value: object, complaint: str
+) -> None:
+    with pytest.raises(UserError, match=rf"q\.jsonl:2: {complaint}"):
+        load(write(tmp_path / "q.jsonl", {"prompt": "a"}, {"prompt": value}, {"prompt": "b"}))
+
+
+@pytest.mark.parametrize("other", [{"answer": 2}, {}, {"answer": 1, "hint": "x"}])
+def test_a_prompt_that_is_there_twice_with_other_columns_is_refused(
+    tmp_path: Path, other: dict[str, object]
+) -> None:
+    same, different = {"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 2}
+    file = write(tmp_path / "q.jsonl", same, different, same, {"prompt": "a"} | other)
+    name = "hint" if "hint" in other else "answer"
+    with pytest.raises(UserError, match=rf"q\.jsonl:4: the same prompt as in .*q\.jsonl:1, .*same '{name}'"):
+        load(file)
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
@@ -101,10 +172,10 @@ def test_a_missing_an_empty_and_a_single_prompt_file_are_refused(tmp_path: Path)
         load(write(tmp_path / "same.jsonl", {"prompt": "a"}, {"prompt": "a"}))
 
 
-@pytest.mark.parametrize(("text", "count"), [("one two three four five", 5), ("", 0)])
+@pytest.mark.parametrize(("text", "count"), [("one two three four five six", 6), ("", 0)])
 def test_a_prompt_that_does_not_fit_is_named(tmp_path: Path, text: str, count: int) -> None:
     file = write(tmp_path / "prompts.jsonl", {"prompt": "a b"}, {"prompt": text})
-    with pytest.raises(UserError, match=f"prompt '{text}' has {count} tokens; between 1 and 4 fit"):
+    with pytest.raises(UserError, match=f"prompt '{text}' has {count} tokens; between 1 and 5 fit"):
         load(file, num_heldout=1)
-    write(file, {"prompt": "a b"}, {"prompt": "one two three four"})
+    write(file, {"prompt": "a b"}, {"prompt": "one two three four five"})
     load(file, num_heldout=1)

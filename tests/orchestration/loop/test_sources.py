@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.config import FaultsConfig
+from actors.config import SEEDS_PER_GROUP, FaultsConfig
 from actors.fleet import Fleet
 from actors.rollout import RolloutPool, WeightedReward
+from core.config import MAX_SEED
 from core.errors import LearnerLost, RetriesExhausted, RewardError
 from core.messages import Completion, DemonstrationGroup, RolloutGroup, SampleRequest
 from core.stream import SeededStream
 from core.weights import WeightManifest
+from orchestration.loop.evaluation import BEST_OF_SEED, EVALUATION_SEED
 from orchestration.loop.sources import DatasetGroups, JournaledGroups, SampledGroups
 from tests.fakes import (
     FakeSampler,
@@ -91,6 +93,14 @@ def test_prompt_and_seeds_follow_from_the_number(seed: int, number: int, first_s
     assert group.prompt.text == prompt
     assert sampling.asked == [(prompt, first_seed), (prompt, first_seed + 1)]
     assert sampling.source.on_policy
+
+
+def test_the_largest_seed_keeps_all_seeds_of_completions_apart_from_those_of_evaluations() -> None:
+    sampling = Sampling(seed=MAX_SEED)
+    sampling.group(10**9)  # more groups than any run has
+    assert all(seed < EVALUATION_SEED - SEEDS_PER_GROUP for _, seed in sampling.asked)
+    assert EVALUATION_SEED + MAX_SEED * 100_003 + 10**9 < BEST_OF_SEED
+    assert BEST_OF_SEED + (MAX_SEED * 100_003 + 10**9) * 1_000 < 2**63, "engines take no larger one"
 
 
 def test_a_group_is_the_same_whatever_was_asked_for_before() -> None:

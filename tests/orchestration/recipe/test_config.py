@@ -118,7 +118,18 @@ def test_relative_paths_start_where_they_were_written(
         ("trainer.steps=0", "trainer.steps = 0: must be a whole number, at least 1; set 1 or more"),
         ("trainer.steps=2.0", "trainer.steps = 2.0: must be a whole number, at least 1; set 1 or more"),
         ("trainer.steps=true", "trainer.steps = true: must be a whole number, at least 1; set 1 or more"),
-        ('seed="5"', 'seed = "5": must be a whole number, at least 0; write 5 without quotes'),
+        (
+            'seed="5"',
+            'seed = "5": must be a whole number, at least 0 and at most 1000000000; write 5 without quotes',
+        ),
+        (
+            "seed=9223372036854775807",
+            "seed = 9223372036854775807: must be a whole number, at least 0 and at most",
+        ),
+        (
+            "prompts.split_seed=1000000001",
+            "prompts.split_seed = 1000000001: must be a whole number, at least 0",
+        ),
         (
             "learner.adam_beta1=1",
             "learner.adam_beta1 = 1: must be a number, at least 0 and below 1; set 0.9",

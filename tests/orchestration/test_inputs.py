@@ -1,0 +1,83 @@
+"""A reward model that several runs need is trained once, whoever comes first, and whatever is cut off."""
+
+import json
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from orchestration import inputs
+from orchestration.inputs import train_reward_model
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.files import find_recipe
+from orchestration.recipe.loading import load_recipe
+
+
+class Training:
+    """In place of the real one: waits to be let go on, then writes a model."""
+
+    def __init__(self) -> None:
+        self.num_started = 0
+        self.started, self.go_on = threading.Event(), threading.Event()
+        self.fails = False
+
+    def __call__(self, config: object, *, folder: Path, **options: Any) -> None:
+        self.num_started += 1
+        number = self.num_started
+        (folder / "config.json").write_text(str(number))
+        self.started.set()
+        assert self.go_on.wait(60)
+        assert (folder / "config.json").read_text() == str(number), "another one writes into this folder"
+        if self.fails:
+            raise RuntimeError("cut off")
+        figures = {f"pairwise_accuracy_{margin}": 0.9 for margin in (0, 1, 2)} | {"seconds": 1.0}
+        (folder / "metrics.json").write_text(json.dumps(figures))
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Training:
+    training = Training()
+    stage = ModuleType("learner.reward_stage")
+    stage.train_reward_model = training  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "learner.reward_stage", stage)
+    monkeypatch.setattr(inputs, "resolve_model", Path)
+    monkeypatch.setattr(inputs, "asset_path", lambda name: tmp_path / name)
+    monkeypatch.setenv("LEASH_CACHE", str(tmp_path / "cache"))
+    return training
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe(find_recipe("movie-reviews"), ["reward_model.normalize_on=0"])
+
+
+def test_two_that_need_one_reward_model_at_once_share_it(
+    training: Training, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(train_reward_model, recipe)
+        assert training.started.wait(60)
+        second = pool.submit(train_reward_model, recipe)
+        printed = ""
+        while "waiting for another process" not in printed and not second.done() and training.num_started < 2:
+            printed += capsys.readouterr().out
+        training.go_on.set()
+        assert first.result() == second.result()
+    assert training.num_started == 1
+    assert (first.result() / "config.json").read_text() == "1"
+
+
+def test_a_training_that_was_cut_off_leaves_nothing_in_the_way(training: Training, recipe: Recipe) -> None:
+    training.go_on.set()
+    training.fails = True
+    with pytest.raises(RuntimeError, match="cut off"):
+        train_reward_model(recipe)
+    training.fails = False
+    folder = train_reward_model(recipe)
+    assert (folder / "config.json").read_text() == "2"
+    assert train_reward_model(recipe) == folder
+    assert training.num_started == 2
