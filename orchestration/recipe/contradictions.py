@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Mapping
 
 from orchestration.recipe.contradiction import Contradiction as Contradiction
+from orchestration.recipe.kl_rules import KL_RULES
 from orchestration.recipe.method_rules import METHOD_RULES
 from orchestration.recipe.run_rules import RUN_RULES
 
@@ -15,7 +16,7 @@ from orchestration.recipe.run_rules import RUN_RULES
 def contradictions(sections: Mapping[str, object]) -> list[Contradiction]:
     """Every broken rule among these valid sections, by name. Rules about other sections are skipped."""
     found: list[Contradiction] = []
-    for check in (*METHOD_RULES, *RUN_RULES):
+    for check in (*METHOD_RULES, *KL_RULES, *RUN_RULES):
         names = inspect.signature(check).parameters
         if sections.keys() >= names.keys():
             found.extend(check(**{name: sections[name] for name in names}))

@@ -292,6 +292,10 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             for estimator in ("k1", "k2", "k3", "abs")
         ),
         (
+            ["learner.lora.rank=4", "algorithm.kind=grpo", "kl.estimator=exact"],
+            'kl.placement = "reward" (the default): part of the exact KL\'s gradient is in the loss',
+        ),
+        (
             ["rollout.workers=5", "rollout.autoscale.max_workers=4"],
             "rollout.workers = 5: the run would start outside of 1 to 4 workers",
         ),
@@ -408,6 +412,7 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
             for place in ("reward", "loss")
             for direction in ("reverse", "forward")
         ),
+        ["learner.lora.rank=4", "kl.estimator=exact", "kl.placement=loss", "algorithm.kind=grpo"],
         [MODEL_REWARD, "algorithm.kind=ppo", "algorithm.value_warmup_steps=1"],
         [MODEL_REWARD, "algorithm.kind=ppo", PRETRAINING],
         ['datasets=[{kind = "run", path = "/run"}]', "algorithm.kind=dpo"],

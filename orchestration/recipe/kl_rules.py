@@ -1,0 +1,43 @@
+"""Rules about how a KL is taken: estimator, direction and placement, with what they need of other sections."""
+
+from collections.abc import Callable, Iterator
+
+from learner.algorithm_config import AlgorithmConfig, GRPOConfig
+from learner.config import KLConfig, LearnerConfig
+from orchestration.recipe.contradiction import Contradiction
+
+
+def _check_kl_estimator(kl: KLConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
+    if kl.placement == "loss" and kl.estimator == "k1":
+        yield Contradiction(
+            ("kl.estimator", "kl.placement"),
+            "in the loss the mean gradient of k1 is 0, so it holds nothing back",
+            'set "k3" (GRPO), "k2" (reverse KL\'s gradient) or "exact"',
+        )
+    if kl.estimator == "exact" and learner.lora is None:
+        yield Contradiction(
+            ("kl.estimator", "learner.lora"),
+            "the exact KL is taken to the base under the adapters, so it needs adapters",
+            'add a [learner.lora] table, or set "k1"',
+        )
+    if kl.direction == "forward" and kl.estimator != "exact":
+        yield Contradiction(
+            ("kl.direction", "kl.estimator"),
+            "estimators from sampled tokens are of the reverse KL",
+            'set "reverse", or kl.estimator = "exact"',
+        )
+
+
+def _check_exact_kl(kl: KLConfig, algorithm: AlgorithmConfig) -> Iterator[Contradiction]:
+    if kl.estimator == "exact" and kl.placement == "reward" and isinstance(algorithm, GRPOConfig):
+        yield Contradiction(
+            ("kl.placement", "algorithm.kind"),
+            "part of the exact KL's gradient is in the loss, and grpo scales the part in the reward group by group",
+            'set "loss", or algorithm.kind = "rloo"',
+        )
+
+
+KL_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
+    _check_kl_estimator,
+    _check_exact_kl,
+)
