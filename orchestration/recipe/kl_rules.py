@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
+from actors.config import RolloutConfig
+from actors.decoding import decoding_of
 from learner.algorithm_config import AlgorithmConfig, GRPOConfig
 from learner.config import KLConfig, LearnerConfig
 from orchestration.recipe.contradiction import Contradiction
@@ -37,7 +39,17 @@ def _check_exact_kl(kl: KLConfig, algorithm: AlgorithmConfig) -> Iterator[Contra
         )
 
 
+def _check_forward_kl(kl: KLConfig, rollout: RolloutConfig) -> Iterator[Contradiction]:
+    if kl.direction == "forward" and kl.estimator == "exact" and decoding_of(rollout).truncates:
+        yield Contradiction(
+            ("kl.direction", "rollout.top_p", "rollout.top_k", "rollout.min_p"),
+            "the reference keeps tokens that the truncated policy cannot sample, so the forward KL is infinite",
+            'set "reverse", or leave out rollout.top_p, rollout.top_k and rollout.min_p',
+        )
+
+
 KL_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_kl_estimator,
     _check_exact_kl,
+    _check_forward_kl,
 )
