@@ -134,7 +134,7 @@ class DPOConfig(UpdatesConfig):
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Probability that a label is wrong; for the conservative variant."""
     nll_coef: float = Field(default=0.0, ge=0)
-    """Weight of the chosen text's negative log-likelihood, per token of prompt and text. arXiv:2404.19733."""
+    """Weight of the chosen completion's negative log-likelihood, per token of it. arXiv:2404.19733, eq. 1."""
     weight_by_reward: bool = False
     """Weigh each pair by sigmoid(score gap), so that clear preferences count more."""
 

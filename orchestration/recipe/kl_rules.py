@@ -1,10 +1,10 @@
-"""Rules about how a KL is taken: estimator, direction and placement, with what they need of other sections."""
+"""Rules about how the policy is compared: the KL's estimator, direction and placement, and REBEL's log-ratios."""
 
 from collections.abc import Callable, Iterator
 
-from actors.config import RolloutConfig
+from actors.config import DatasetConfig, RolloutConfig, RunDataset
 from actors.decoding import decoding_of
-from learner.algorithm_config import AlgorithmConfig, GRPOConfig
+from learner.algorithm_config import AlgorithmConfig, GRPOConfig, REBELConfig
 from learner.config import KLConfig, LearnerConfig
 from orchestration.recipe.contradiction import Contradiction
 
@@ -48,8 +48,21 @@ def _check_forward_kl(kl: KLConfig, rollout: RolloutConfig) -> Iterator[Contradi
         )
 
 
+def _check_log_ratios(
+    algorithm: AlgorithmConfig, datasets: list[DatasetConfig], rollout: RolloutConfig
+) -> Iterator[Contradiction]:
+    texts = any(not isinstance(dataset, RunDataset) for dataset in datasets)
+    if isinstance(algorithm, REBELConfig) and texts and decoding_of(rollout).truncates:
+        yield Contradiction(
+            ("algorithm.kind", "rollout.top_p", "rollout.top_k", "rollout.min_p"),
+            "texts of a dataset count as samples over the whole vocabulary, and the policy's would be cut off",
+            "leave out rollout.top_p, rollout.top_k and rollout.min_p",
+        )
+
+
 KL_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_kl_estimator,
     _check_exact_kl,
     _check_forward_kl,
+    _check_log_ratios,
 )

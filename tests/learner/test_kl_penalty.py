@@ -217,7 +217,8 @@ def test_scaled_advantages_scale_the_term_in_the_loss_as_well(
     is shifted adds as many times the gradient of the mean log-prob."""
     policy = BigramEngine(*tables())
     batch = batch_of(policy, (0, 1), (2, 0), (1, 1), scores=(1.0, -2.0, 0.5))
-    gradients, advantages = [], []
+    gradients: list[Tensor] = []
+    advantages: list[Tensor] = []
     for config in (scaled, plain):
         policy.table.grad = None
         accumulate(config, policy, batch)

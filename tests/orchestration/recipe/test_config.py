@@ -308,6 +308,10 @@ MODEL_REWARD = 'rewards=[{kind = "model", name = "m", path = "/m", token_budget 
             for truncation in ("top_p=0.9", "top_k=20", "min_p=0.1")
         ),
         (
+            ["algorithm.kind=rebel", COMPARISONS, "rollout.top_p=0.9"],
+            'algorithm.kind = "rebel": texts of a dataset count as samples over the whole vocabulary',
+        ),
+        (
             ["rollout.workers=5", "rollout.autoscale.max_workers=4"],
             "rollout.workers = 5: the run would start outside of 1 to 4 workers",
         ),
@@ -425,6 +429,9 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
             for direction in ("reverse", "forward")
         ),
         ["learner.lora.rank=4", "kl.estimator=exact", "rollout.top_p=0.9"],
+        ["algorithm.kind=rebel", "rollout.top_p=0.9"],
+        ["algorithm.kind=rebel", 'datasets=[{kind = "run", path = "/run"}]', "rollout.top_p=0.9"],
+        ["algorithm.kind=dpo", COMPARISONS, "rollout.top_p=0.9"],
         ["learner.lora.rank=4", "kl.estimator=exact", "kl.placement=loss", "algorithm.kind=grpo"],
         [MODEL_REWARD, "algorithm.kind=ppo", "algorithm.value_warmup_steps=1"],
         [MODEL_REWARD, "algorithm.kind=ppo", PRETRAINING],
