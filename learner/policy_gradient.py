@@ -137,6 +137,7 @@ class PolicyGradient:
         if not isinstance(config, ClippedConfig):
             loss = self._mean(-advantages_N * policy_N, micro_batch, normalizer)
             return loss, {"policy_loss": loss.detach()}
+        clip_low, clip_high = config.clip_range
         ratio_N, old_N = policy_N, micro_batch.select(targets["ratio_logprobs"])
         if config.ratio == "sequence":
             ratio_N = sequence_ratio_logprobs(policy_N, old_N, mask_N, ids_N)
@@ -145,8 +146,8 @@ class PolicyGradient:
             old_N,
             advantages_N,
             mask_N,
-            clip_low=config.clip_range_low,
-            clip_high=config.clip_range_high,
+            clip_low=clip_low,
+            clip_high=clip_high,
             dual_clip=config.dual_clip,
             aggregation=config.aggregation,
             normalizer=normalizer,
