@@ -18,7 +18,8 @@ direction it is KL(reference || policy) at the states that the POLICY visits; th
 would take those that the reference visits. Exact in the loss alone is the first part: states are taken as given.
 
 Both parts are weighed alike: by the aggregation, by what advantages were divided by, and by importance weights of
-whole sequences. Per group (GRPO) they cannot be, and that is refused.
+whole sequences. Per group (GRPO) they cannot be, and that is refused. The reward's part is as good as the
+advantages are: gamma or gae_lambda below 1 cut its credit short.
 
 Dimension key: B rollouts of this rank, T completion tokens (padded), N trained tokens of a packed row,
 V vocabulary.
