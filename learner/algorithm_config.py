@@ -30,10 +30,10 @@ class PolicyGradientConfig(Section):
 class ClippedConfig(UpdatesConfig, PolicyGradientConfig):
     """The clipped surrogate and what may be added to it. arXiv:1707.06347."""
 
-    clip_range_low: float = Field(default=0.2, gt=0, lt=1)
-    """The ratio's lower clip is 1 - clip_range_low."""
-    clip_range_high: float = Field(default=0.2, gt=0)
-    """The ratio's upper clip is 1 + clip_range_high."""
+    clip_range_low: float | None = Field(default=None, gt=0, lt=1)
+    """1 minus this is the ratio's lower clip: left out 0.2, or for a ratio of the sequence 3e-4."""
+    clip_range_high: float | None = Field(default=None, gt=0)
+    """1 plus this is the ratio's upper clip: left out 0.2, or for a ratio of the sequence 4e-4."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Bounds the loss of tokens with a negative advantage at this times it, or none. arXiv:1912.09729."""
     ratio: Literal["token", "sequence"] = "token"
@@ -44,6 +44,16 @@ class ClippedConfig(UpdatesConfig, PolicyGradientConfig):
     """Largest such weight."""
     max_approx_kl: float | None = Field(default=None, gt=0)
     """Leave out the rest of a step's updates once the policy is so far, in nats a token, from what sampled."""
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """(low, high). A geometric mean of token ratios stays far closer to 1 than they do: GSPO clips it at 3e-4
+        and 4e-4 (arXiv:2507.18071, sec. 5.1)."""
+        low, high = (3e-4, 4e-4) if self.ratio == "sequence" else (0.2, 0.2)
+        return (
+            low if self.clip_range_low is None else self.clip_range_low,
+            high if self.clip_range_high is None else self.clip_range_high,
+        )
 
 
 class RLOOConfig(ClippedConfig):
@@ -134,7 +144,7 @@ class DPOConfig(UpdatesConfig):
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Probability that a label is wrong; for the conservative variant."""
     nll_coef: float = Field(default=0.0, ge=0)
-    """Weight of the chosen text's negative log-likelihood, per token of prompt and text. arXiv:2404.19733."""
+    """Weight of the chosen completion's negative log-likelihood, per token of it. arXiv:2404.19733, eq. 1."""
     weight_by_reward: bool = False
     """Weigh each pair by sigmoid(score gap), so that clear preferences count more."""
 

@@ -6,7 +6,7 @@ advantages want; the networks see packed rows without padding. `Batch.select` go
 Dimension key: B rollouts of this rank, T completion tokens (padded), N trained tokens of one packed row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,6 +111,17 @@ def make_batch(groups: Sequence[RolloutGroup]) -> Batch:
         behavior_logprobs_BT=_padded([r.completion.behavior_logprobs_T for r in rollouts], rollouts, mask_BT),
         reference_logprobs_BT=_padded([r.reference_logprobs_T for r in rollouts], rollouts, mask_BT),
     )
+
+
+@torch.no_grad()
+def forward_all(
+    batch: Batch, micro_batches: Sequence[MicroBatch], compute: Callable[[MicroBatch], torch.Tensor]
+) -> torch.Tensor:
+    """[B, T]: what a network says of every trained token, before the step."""
+    result_BT = torch.zeros(batch.mask_BT.shape)
+    for micro_batch in micro_batches:
+        micro_batch.scatter(compute(micro_batch), result_BT)
+    return result_BT
 
 
 def share_of_rank(groups: Sequence[RolloutGroup], rank: int, world_size: int) -> list[RolloutGroup]:

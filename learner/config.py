@@ -63,9 +63,10 @@ class KLConfig(Section):
     """A penalty in the token rewards (PPO), or a term of the loss (GRPO)."""
     estimator: Literal["k1", "k2", "k3", "abs", "exact"] = "k1"
     """Estimator of a token's KL. In the reward k1 is unbiased, in the loss k2's gradient is; `exact` sums over
-    the vocabulary, with the adapters switched off as the reference."""
+    the vocabulary, with the adapters switched off as the reference. In the reward it is in the loss as well, for
+    the KL at a token is none of that token's doing (`learner/kl_penalty.py`)."""
     direction: Literal["reverse", "forward"] = "reverse"
-    """Of the exact KL: from the policy to the reference, or back."""
+    """Of the exact KL: from the policy to the reference, or back; either at the states that the policy visits."""
     controller: Literal["fixed", "adaptive", "budget"] = "fixed"
     """`adaptive` steers towards `kl_target`, from below as well (arXiv:1909.08593, section 2.2); `budget` leaves
     `kl_coef` alone until the KL comes near `kl_target`, and holds it there."""

@@ -59,7 +59,9 @@ def kl_estimate(policy_logprobs: Tensor, reference_logprobs: Tensor, *, estimato
 def full_kl(policy_logits: Tensor, reference_logits: Tensor, *, direction: Direction) -> Tensor:
     """Exact KL at every position, [..., V] -> [...], by its definition (RLHF book, Regularization, eq. 3).
 
-    Gradients flow to whichever logits ask for them; see `divergence` for memory and precision.
+    A function of the tokens before, not of the one sampled: as a reward alone it holds nothing back (see
+    `learner/kl_penalty.py`). Gradients flow to whichever logits ask for them; see `divergence` for memory and
+    precision.
     """
     require_same_shape(policy_logits=policy_logits, reference_logits=reference_logits)
     match direction:

@@ -30,12 +30,11 @@ from learner.algorithm_config import (
     ReinforceConfig,
     RLOOConfig,
 )
-from learner.batch import Batch, MicroBatch
+from learner.batch import Batch, MicroBatch, forward_all
 from learner.config import KLConfig
 from learner.engine import ZeroEngine
-from learner.kl import full_kl, kl_estimate
 from learner.kl_controllers import KLController
-from learner.lora import adapters_off
+from learner.kl_penalty import KLPenalty
 from learner.losses import (
     Metrics,
     entropy,
@@ -69,7 +68,7 @@ class PolicyGradient:
     ) -> None:
         assert (value_model is not None) == isinstance(config, ActorCriticConfig)
         self._config = config
-        self._kl = kl
+        self._kl = KLPenalty(kl, policy=policy, decoding=decoding)
         self._kl_controller = kl_controller
         self._policy = policy
         self._value_model = value_model
@@ -81,22 +80,24 @@ class PolicyGradient:
     def targets(self, batch: Batch, micro_batches: Sequence[MicroBatch], *, step: int) -> Targets:
         """Advantages, the log-probs that ratios are taken to, and with a value model its targets."""
         self._trains_policy = step >= getattr(self._config, "value_warmup_steps", 0)
-        kl_BT = self._token_kl(batch, micro_batches)
-        targets = self._advantages(batch, self._token_rewards(batch, kl_BT), micro_batches)
-        if self._kl.estimator == "exact" and kl_BT is not None:
-            targets["exact_kl"] = kl_BT
+        kl_BT = self._kl.of_tokens(batch, micro_batches) if self._kl.in_reward else None
+        targets, scale = self._advantages(batch, self._token_rewards(batch, kl_BT), micro_batches)
+        kl_weights_BT = torch.full_like(batch.behavior_logprobs_BT, scale if self._kl.in_reward else 1.0)
         targets["ratio_logprobs"] = batch.behavior_logprobs_BT
         if isinstance(self._config, ClippedConfig) and self._config.importance_sampling != "none":
-            policy_logprobs_BT = _forward(batch, micro_batches, self._policy_logprobs)
+            policy_logprobs_BT = forward_all(batch, micro_batches, self._policy_logprobs)
             targets["ratio_logprobs"] = policy_logprobs_BT
-            targets["advantages"] = targets["advantages"] * importance_weights(
+            weights_BT = importance_weights(
                 policy_logprobs_BT,
                 batch.behavior_logprobs_BT,
                 batch.mask_BT,
                 level=self._config.importance_sampling,
                 cap=self._config.importance_cap,
             )
-        return targets
+            targets["advantages"] = targets["advantages"] * weights_BT
+            if self._kl.in_reward and self._config.importance_sampling == "sequence":
+                kl_weights_BT = kl_weights_BT * weights_BT
+        return {**targets, "kl_weights": kl_weights_BT} if self._kl.in_loss else targets
 
     def members(self, batch: Batch) -> list[int]:
         """Every rollout."""
@@ -117,7 +118,7 @@ class PolicyGradient:
     ) -> Metrics:
         """Forward and backward of one packed row, through the policy and the value model."""
         behavior_N = micro_batch.select(micro_batch.batch.behavior_logprobs_BT)
-        policy_N, terms, metrics = self._policy_terms(micro_batch, counts)
+        policy_N, terms, metrics = self._policy_terms(micro_batch, targets, counts)
         loss, surrogate_metrics = self._surrogate(policy_N, micro_batch, targets, counts["normalizer"])
         metrics |= surrogate_metrics
         metrics |= logprob_gap(policy_N.detach(), behavior_N, micro_batch.mask_N, counts["tokens"])
@@ -136,6 +137,7 @@ class PolicyGradient:
         if not isinstance(config, ClippedConfig):
             loss = self._mean(-advantages_N * policy_N, micro_batch, normalizer)
             return loss, {"policy_loss": loss.detach()}
+        clip_low, clip_high = config.clip_range
         ratio_N, old_N = policy_N, micro_batch.select(targets["ratio_logprobs"])
         if config.ratio == "sequence":
             ratio_N = sequence_ratio_logprobs(policy_N, old_N, mask_N, ids_N)
@@ -144,8 +146,8 @@ class PolicyGradient:
             old_N,
             advantages_N,
             mask_N,
-            clip_low=config.clip_range_low,
-            clip_high=config.clip_range_high,
+            clip_low=clip_low,
+            clip_high=clip_high,
             dual_clip=config.dual_clip,
             aggregation=config.aggregation,
             normalizer=normalizer,
@@ -163,16 +165,6 @@ class PolicyGradient:
             metrics["value_gradient_norm"] = self._value_model.step(learning_rate)
         return metrics
 
-    def _token_kl(self, batch: Batch, micro_batches: Sequence[MicroBatch]) -> Tensor | None:
-        """[B, T]: KL from the reference of every token; None if it is not in the reward."""
-        if self._kl.placement == "loss":
-            return None
-        if self._kl.estimator == "exact":
-            return _forward(batch, micro_batches, lambda row: self._exact_kl(self._logits(row), row))
-        return kl_estimate(
-            batch.behavior_logprobs_BT, batch.reference_logprobs_BT, estimator=self._kl.estimator
-        )
-
     def _token_rewards(self, batch: Batch, kl_BT: Tensor | None) -> Tensor:
         """[B, T]: the score at the last token, less the KL penalty of every token if it is in the reward."""
         scores_B = batch.scores_B
@@ -189,52 +181,54 @@ class PolicyGradient:
 
     def _advantages(
         self, batch: Batch, rewards_BT: Tensor, micro_batches: Sequence[MicroBatch]
-    ) -> dict[str, Tensor]:
-        """How much better than expected each token was, as the algorithm has it."""
+    ) -> tuple[dict[str, Tensor], float]:
+        """How much better than expected each token was, and what all were multiplied by."""
+        scale = 1.0
         match self._config:
             case ActorCriticConfig(gamma=gamma, gae_lambda=lam, whiten_advantages=whiten):
-                values_BT = _forward(batch, micro_batches, self._values)
+                values_BT = forward_all(batch, micro_batches, self._values)
                 advantages_BT, returns_BT = gae(rewards_BT, values_BT, batch.mask_BT, gamma=gamma, lam=lam)
                 if whiten:
-                    advantages_BT = whitened(advantages_BT, batch.mask_BT)
-                return {"advantages": advantages_BT, "returns": returns_BT, "old_values": values_BT}
+                    advantages_BT, scale = whitened(advantages_BT, batch.mask_BT)
+                return {"advantages": advantages_BT, "returns": returns_BT, "old_values": values_BT}, scale
             case ReinforceConfig():
                 rewards_to_go_BT, _ = gae(
                     rewards_BT, torch.zeros_like(rewards_BT), batch.mask_BT, gamma=1.0, lam=1.0
                 )
-                return {"advantages": whitened(rewards_to_go_BT, batch.mask_BT)}
-            case RLOOConfig(scale_advantages=scale):
+                advantages_BT, scale = whitened(rewards_to_go_BT, batch.mask_BT)
+                return {"advantages": advantages_BT}, scale
+            case RLOOConfig(scale_advantages=scaled):
                 advantages_B = leave_one_out_advantages(rewards_BT.sum(1), batch.group_ids_B)
-                if scale:
-                    advantages_B = advantages_B / (moments(advantages_B)[1] + STD_EPSILON)
+                if scaled:
+                    scale = 1 / (moments(advantages_B)[1] + STD_EPSILON)
+                    advantages_B = advantages_B * scale
             case GRPOConfig(scale_by_std=scale_by_std):
                 advantages_B = group_advantages(
                     rewards_BT.sum(1), batch.group_ids_B, scale_by_std=scale_by_std
                 )
-        return {"advantages": advantages_B[:, None].expand_as(rewards_BT)}
+        return {"advantages": advantages_B[:, None].expand_as(rewards_BT)}, scale
 
     def _policy_terms(
-        self, micro_batch: MicroBatch, counts: Mapping[str, float]
+        self, micro_batch: MicroBatch, targets: Targets, counts: Mapping[str, float]
     ) -> tuple[Tensor, Tensor, Metrics]:
         """([N], [], metrics): policy log-probs, and what the loss has beside the surrogate: KL and entropy."""
-        config, kl_in_loss = self._config, self._kl.placement == "loss"
-        if not (config.entropy_coef or (kl_in_loss and self._kl.estimator == "exact")):
+        config = self._config
+        if not (config.entropy_coef or self._kl.is_exact):
             policy_N, logits_NV = self._policy_logprobs(micro_batch), None
         else:
             logits_NV = self._logits(micro_batch)
             policy_N = logprobs_of(logits_NV, micro_batch.row.to(self._policy.device).target_ids_N).cpu()
         terms, metrics = torch.zeros(()), {}
-        if kl_in_loss:
-            if self._kl.estimator == "exact":
-                assert logits_NV is not None
-                kl_N = self._exact_kl(logits_NV, micro_batch)
+        if self._kl.in_loss:
+            kl_N = self._kl.in_row(policy_N, logits_NV, micro_batch)
+            if self._kl.is_exact:
                 exact = (kl_N.detach() * micro_batch.mask_N).sum()
                 metrics["kl_exact_nats_per_token"] = exact / counts["tokens"]
-            else:
-                reference_N = micro_batch.select(micro_batch.batch.reference_logprobs_BT)
-                kl_N = kl_estimate(policy_N, reference_N, estimator=self._kl.estimator)
-            kl = self._mean(kl_N, micro_batch, counts["normalizer"])
-            terms, metrics["kl_loss"] = terms + self._kl_controller.kl_coef * kl, kl.detach()
+            metrics["kl_loss"] = self._mean(kl_N.detach(), micro_batch, counts["normalizer"])
+            weighted_N = kl_N * micro_batch.select(targets["kl_weights"])
+            terms = terms + self._kl_controller.kl_coef * self._mean(
+                weighted_N, micro_batch, counts["normalizer"]
+            )
         if config.entropy_coef:
             assert logits_NV is not None
             bonus = self._mean(entropy(logits_NV).cpu(), micro_batch, counts["normalizer"])
@@ -272,29 +266,8 @@ class PolicyGradient:
 
     def _logits(self, micro_batch: MicroBatch) -> Tensor:
         """[N, V], where the policy lives."""
-        return self._logits_of(micro_batch, self._decoding)
-
-    def _logits_of(self, micro_batch: MicroBatch, decoding: Decoding) -> Tensor:
-        return self._policy(micro_batch.row.to(self._policy.device), decoding, logits=True)
-
-    def _exact_kl(self, logits_NV: Tensor, micro_batch: MicroBatch) -> Tensor:
-        """[N]: KL over the whole vocabulary. The base under the adapters is the reference, so that its
-        logits need not cross from another process and no second model is held."""
-        with torch.no_grad(), adapters_off(self._policy):
-            reference_NV = self._logits_of(micro_batch, self._decoding.untruncated)
-        return full_kl(logits_NV, reference_NV, direction=self._kl.direction).cpu()
+        return self._policy(micro_batch.row.to(self._policy.device), self._decoding, logits=True)
 
     def _values(self, micro_batch: MicroBatch) -> Tensor:
         assert self._value_model is not None
         return self._value_model(micro_batch.row.to(self._value_model.device)).cpu()
-
-
-@torch.no_grad()
-def _forward(
-    batch: Batch, micro_batches: Sequence[MicroBatch], compute: Callable[[MicroBatch], Tensor]
-) -> Tensor:
-    """[B, T]: what a network says of every trained token, before the step."""
-    result_BT = torch.zeros(batch.mask_BT.shape)
-    for micro_batch in micro_batches:
-        micro_batch.scatter(compute(micro_batch), result_BT)
-    return result_BT

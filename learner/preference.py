@@ -1,7 +1,9 @@
 """Direct alignment: the best and the worst completion of a group -> a loss on their log-ratios.
 
 The pairs come from a dataset, or from what the policy has just sampled (then this is online DPO). Log-ratios are
-to the reference, in REBEL to the policy that sampled.
+to the reference, and then the policy is taken over the whole vocabulary as the reference is, whatever the sampler
+cuts off: else an untrained policy would not have a log-ratio of 0. In REBEL they are to the policy that sampled,
+cut off as it was.
 
 Dimension key: B completions of this rank, P pairs of a packed row, S completions of a packed row,
 N trained tokens of a packed row.
@@ -32,7 +34,7 @@ class DirectAlignment:
         self._config = config
         self._policy = policy
         self.learning_rate = learning_rate
-        self._decoding = decoding
+        self._decoding = decoding if isinstance(config, REBELConfig) else decoding.untruncated
 
     def targets(self, batch: Batch, micro_batches: Sequence[MicroBatch], *, step: int) -> Targets:
         """The log-probs that the log-ratios are to."""
@@ -85,7 +87,7 @@ class DirectAlignment:
                     weights_B=weights_P,
                     normalizer=num_pairs,
                 )
-                lengths_S = torch.tensor([len(batch.sequences[member][0]) for member in members])
+                lengths_S = batch.mask_BT[list(members)].sum(1)
                 nll = (-policy_S / lengths_S)[chosen_P].sum() / num_pairs
                 loss = loss + dpo.nll_coef * nll
             case RPOConfig(beta=beta, eta=eta):

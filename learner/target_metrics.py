@@ -1,4 +1,4 @@
-"""What a step aims at, in figures: advantages, returns, values, and the exact KL.
+"""What a step aims at, in figures: advantages, returns and values.
 
 Dimension key: B rollouts of this rank, T completion tokens (padded).
 """
@@ -14,7 +14,6 @@ MEANS = {
     "advantages": "advantage_mean",
     "returns": "return_mean",
     "old_values": "value_mean",
-    "exact_kl": "kl_exact_nats_per_token",
 }
 """The metric that is the mean of each target over the trained tokens of all ranks."""
 
@@ -30,10 +29,11 @@ def target_metrics(targets: Targets, mask_BT: Tensor) -> dict[str, float]:
     return metrics
 
 
-def whitened(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Shifted and scaled to mean 0 and variance 1 over the trained tokens of all ranks."""
+def whitened(values_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, float]:
+    """Shifted and scaled to mean 0 and variance 1 over the trained tokens of all ranks; and the scale."""
     mean, std = moments(values_BT[mask_BT])
-    return (values_BT - mean) / (std + STD_EPSILON)
+    scale = 1 / (std + STD_EPSILON)
+    return (values_BT - mean) * scale, scale
 
 
 def moments(values: Tensor) -> tuple[float, float]:

@@ -129,27 +129,6 @@ def _check_pretraining(
         )
 
 
-def _check_kl_estimator(kl: KLConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
-    if kl.placement == "loss" and kl.estimator == "k1":
-        yield Contradiction(
-            ("kl.estimator", "kl.placement"),
-            "in the loss the mean gradient of k1 is 0, so it holds nothing back",
-            'set "k3" (GRPO), "k2" (reverse KL\'s gradient) or "exact"',
-        )
-    if kl.estimator == "exact" and learner.lora is None:
-        yield Contradiction(
-            ("kl.estimator", "learner.lora"),
-            "the exact KL is taken to the base under the adapters, so it needs adapters",
-            'add a [learner.lora] table, or set "k1"',
-        )
-    if kl.direction == "forward" and kl.estimator != "exact":
-        yield Contradiction(
-            ("kl.direction", "kl.estimator"),
-            "estimators from sampled tokens are of the reverse KL",
-            'set "reverse", or kl.estimator = "exact"',
-        )
-
-
 def _check_kl_controller(kl: KLConfig) -> Iterator[Contradiction]:
     if kl.controller == "fixed":
         return
@@ -285,7 +264,6 @@ METHOD_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_dataset,
     _check_splits,
     _check_pretraining,
-    _check_kl_estimator,
     _check_kl_controller,
     _check_alarm,
     _check_dropout,

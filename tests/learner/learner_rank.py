@@ -61,7 +61,10 @@ METHODS: dict[str, tuple[AlgorithmConfig, dict[str, Any]]] = {
         GRPOConfig(kind="grpo", aggregation="token", clip_range_high=0.28, overlong_buffer_tokens=8),
         {"kl": KLConfig(kl_coef=0.0)},
     ),
-    "gspo": (GRPOConfig(kind="grpo", ratio="sequence", dual_clip=3.0), {}),
+    "gspo": (
+        GRPOConfig(kind="grpo", ratio="sequence", clip_range_low=0.2, clip_range_high=0.2, dual_clip=3.0),
+        {},
+    ),
     "reinforce": (ReinforceConfig(kind="reinforce++", importance_sampling="token", entropy_coef=0.01), {}),
     "importance": (RLOOConfig(kind="rloo", importance_sampling="sequence", max_approx_kl=0.5), {}),
     "exact-kl-reward": (PPOConfig(kind="ppo"), {"kl": KLConfig(estimator="exact"), **LORA}),

@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from core.decoding import Decoding
+from core.decoded_logits import decoded_logits
+from core.decoding import UNCHANGED, Decoding
+from core.models import logprobs_of
+from core.packing import PackedRow
 from learner.algorithm_config import DPOConfig, PreferenceAlgorithm, REBELConfig, RPOConfig, SFTConfig
 from learner.batch import Batch, make_batch
 from learner.losses import combine_metrics
@@ -159,8 +163,8 @@ BY_HAND: list[tuple[PreferenceAlgorithm, float]] = [
         DPOConfig(kind="dpo", beta=0.5, weight_by_reward=True),
         (0.731059 * SIGMOID_LOSSES[0] + 0.880797 * SIGMOID_LOSSES[1]) / 2,
     ),
-    # Chosen texts of 3 and 4 tokens with prompt, -ln p = 1 each: 2.4 * (1/3 + 1/4) / 2 = 0.7
-    (DPOConfig(kind="dpo", beta=0.5, nll_coef=2.4), sum(SIGMOID_LOSSES) / 2 + 0.7),
+    # Chosen texts of 1 token, -ln p = 1 each; the prompts' 2 and 3 do not count: 2.4 * (1/1 + 1/1) / 2 = 2.4
+    (DPOConfig(kind="dpo", beta=0.5, nll_coef=2.4), sum(SIGMOID_LOSSES) / 2 + 2.4),
     # KL of Bernoullis with p = sigmoid(1/2) = 0.622459 and q = sigmoid(1) = 0.731059, for beta h = 1, 1/2 and
     # eta * gap = 1/2, 1: KL(p || q) = 0.622459 ln(0.851448) + 0.377541 ln(1.403806) = 0.027957,
     #                     KL(q || p) = -0.731059 ln(0.851448) - 0.268941 ln(1.403806) = 0.026345
@@ -217,16 +221,46 @@ def test_gradients_by_hand() -> None:
 
 
 def test_the_gradient_of_the_likelihood_term_by_hand() -> None:
-    """-2.4 / length / 2 at the chosen tokens alone: what the term adds to plain DPO."""
-    batch, members = pair_batch()
+    """What the term adds to plain DPO: -2.4 / length / 2 at the chosen tokens alone, of 2 and 1; prompts, here of
+    2 and 3 tokens, do not count."""
+    batch = batch_of([(1.0, [1, 2]), (0.0, [0])], [(0.0, [3]), (2.0, [4])], prompt_lengths=(2, 3))
     gradients = []
     for nll_coef in (0.0, 2.4):
         policy = TableEngine(*POLICY_V)
         objective = alignment(DPOConfig(kind="dpo", nll_coef=nll_coef), policy)
         targets = objective.targets(batch, [], step=0)
-        objective.accumulate(micro_batch_of(batch, members), targets, {"pairs": 2.0}, last=True)
+        objective.accumulate(micro_batch_of(batch, range(4)), targets, {"pairs": 2.0}, last=True)
         gradients.append(torch.tensor(policy.gradient()))
-    torch.testing.assert_close(gradients[1] - gradients[0], torch.tensor([-0.4, 0, 0, 0, -0.3, 0]))
+    torch.testing.assert_close(gradients[1] - gradients[0], torch.tensor([0, -0.6, -0.6, 0, -1.2, 0]))
+
+
+class LogitsEngine(TableEngine):
+    """Its table is the logits at every position."""
+
+    def __call__(self, row: PackedRow, decoding: Decoding = UNCHANGED, *, logits: bool = False) -> Tensor:
+        logits_NV = self.table_V.expand(len(row.target_ids_N), -1)
+        return logprobs_of(decoded_logits(logits_NV, row.target_ids_N, decoding), row.target_ids_N)
+
+
+@pytest.mark.parametrize("config", [DPOConfig(kind="dpo"), RPOConfig(kind="rpo"), REBELConfig(kind="rebel")])
+@pytest.mark.parametrize("truncation", [{}, {"top_p": 0.6}, {"top_k": 1}, {"min_p": 0.9}])
+def test_an_untrained_policy_has_a_log_ratio_of_0_whatever_is_cut_off(
+    config: PreferenceAlgorithm, truncation: dict[str, Any]
+) -> None:
+    """To the reference, over the whole vocabulary. REBEL's is to what sampled, cut off as it was."""
+    policy: Any = LogitsEngine(*POLICY_V)
+    decoding = Decoding(temperature=0.7, **truncation)
+    completions = [[0, 4], [2, 3, 5]]
+    batch = batch_of([(float(ids == completions[0]), ids) for ids in completions])
+    with torch.no_grad():
+        row = micro_batch_of(batch, [0, 1]).row
+        reference_N, behavior_N = policy(row, decoding.untruncated), policy(row, decoding)
+    batch.scatter(reference_N, [0, 1], batch.reference_logprobs_BT)
+    batch.scatter(behavior_N, [0, 1], batch.behavior_logprobs_BT)
+    objective = DirectAlignment(config, policy=policy, learning_rate=0.1, decoding=decoding)
+    targets = objective.targets(batch, [], step=0)
+    metrics = objective.accumulate(micro_batch_of(batch, [0, 1]), targets, {"pairs": 1.0}, last=True)
+    assert metrics["pair_margin_nats"].item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("config", "expected"), BY_HAND)

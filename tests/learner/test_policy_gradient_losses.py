@@ -129,6 +129,24 @@ def test_a_ratio_of_the_sequence_is_cut_as_a_whole() -> None:
     assert metrics["logprob_gap_max"].item() == pytest.approx(math.log(8))  # of the token, as sampled
 
 
+def test_a_ratio_of_the_sequence_has_narrow_bounds_of_its_own() -> None:
+    """A ratio of the last rollout of 1.01 each token is within 0.2 of 1, and beyond 4e-4."""
+    for ratio, last in (("token", -4 * 1.01 / 7), ("sequence", 0.0)):
+        policy = table_policy(1, 1, 1, 1, 1.01, 1.01, 1.01)
+        config = RLOOConfig.model_validate({"kind": "rloo", "scale_advantages": False, "ratio": ratio})
+        accumulated(objective(config, policy=policy))
+        assert policy.gradient()[4:] == pytest.approx([last] * 3)
+
+
+def test_bounds_that_are_given_hold_for_either_ratio() -> None:
+    for ratio, bounds in (("token", (0.2, 0.2)), ("sequence", (3e-4, 4e-4))):
+        config = RLOOConfig.model_validate({"kind": "rloo", "ratio": ratio})
+        assert config.clip_range == bounds
+        given = {"clip_range_low": 0.1, "clip_range_high": 0.3}
+        assert config.model_copy(update=given).clip_range == (0.1, 0.3)
+        assert config.model_copy(update={"clip_range_high": 0.3}).clip_range == (bounds[0], 0.3)
+
+
 def test_importance_sampling_starts_at_ratio_1() -> None:
     """However far the policy is from what sampled, the first gradient is -w A, and nothing is cut."""
     policy = table_policy(0.5, 3, 1, 1, 0.5, 0.5, 2)

@@ -16,14 +16,12 @@ def test_means_are_over_trained_tokens_alone() -> None:
     targets = {
         "advantages": torch.tensor([[1.0, 2.0, 99.0], [3.0, 99.0, 6.0]]),
         "returns": torch.tensor([[0.0, 0.0, 99.0], [0.0, 99.0, 2.0]]),
-        "exact_kl": torch.tensor([[0.1, 0.1, 99.0], [0.3, 99.0, 0.3]]),
         "ratio_logprobs": torch.zeros(2, 3),
     }
     assert target_metrics(targets, MASK_BT) == {
         "advantage_mean": pytest.approx(3.0),
         "advantage_std": pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 4)),
         "return_mean": pytest.approx(0.5),
-        "kl_exact_nats_per_token": pytest.approx(0.2),
     }
 
 

@@ -317,6 +317,26 @@ def test_how_far_engine_and_learner_may_differ_goes_by_the_dtype(
             for estimator in ("k1", "k2", "k3", "abs")
         ),
         (
+            ["learner.lora.rank=4", "algorithm.kind=grpo", "kl.estimator=exact"],
+            'kl.placement = "reward" (the default): part of the exact KL\'s gradient is in the loss',
+        ),
+        *(
+            (
+                [
+                    "learner.lora.rank=4",
+                    "kl.estimator=exact",
+                    "kl.direction=forward",
+                    f"rollout.{truncation}",
+                ],
+                'kl.direction = "forward": the reference keeps tokens that the truncated policy cannot sample',
+            )
+            for truncation in ("top_p=0.9", "top_k=20", "min_p=0.1")
+        ),
+        (
+            ["algorithm.kind=rebel", COMPARISONS, "rollout.top_p=0.9"],
+            'algorithm.kind = "rebel": texts of a dataset count as samples over the whole vocabulary',
+        ),
+        (
             ["rollout.workers=5", "rollout.autoscale.max_workers=4"],
             "rollout.workers = 5: the run would start outside of 1 to 4 workers",
         ),
@@ -437,6 +457,11 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
             for place in ("reward", "loss")
             for direction in ("reverse", "forward")
         ),
+        ["learner.lora.rank=4", "kl.estimator=exact", "rollout.top_p=0.9"],
+        ["algorithm.kind=rebel", "rollout.top_p=0.9"],
+        ["algorithm.kind=rebel", 'datasets=[{kind = "run", path = "/run"}]', "rollout.top_p=0.9"],
+        ["algorithm.kind=dpo", COMPARISONS, "rollout.top_p=0.9"],
+        ["learner.lora.rank=4", "kl.estimator=exact", "kl.placement=loss", "algorithm.kind=grpo"],
         [MODEL_REWARD, "algorithm.kind=ppo", "algorithm.value_warmup_steps=1"],
         [MODEL_REWARD, "algorithm.kind=ppo", PRETRAINING],
         ['datasets=[{kind = "run", path = "/run"}]', "algorithm.kind=dpo"],
