@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging as hf_logging
 
 from core.attention import PACKED_ATTENTION
 from core.decoded_logits import decoded_logits
@@ -63,10 +62,6 @@ class ScalarModel(nn.Module):
         assert isinstance(head, nn.Module)
         scores: torch.Tensor = head(hidden_states(self.model, row)[positions]).float()
         return scores[:, 0] - getattr(self.model.config, SCORE_OFFSET, 0.0)
-
-
-hf_logging.set_verbosity_error()
-hf_logging.disable_progress_bar()
 
 
 def hidden_states(model: PreTrainedModel, row: PackedRow) -> torch.Tensor:

@@ -10,10 +10,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from core.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
+
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
 
 
 def check_model(path: Path) -> None:

@@ -11,6 +11,7 @@ from actors.config import HuggingFaceDataset, JsonLinesDataset, ParquetDataset, 
 from actors.prompts import load_prompts
 from actors.rows import read_rows
 from core.errors import UserError
+from tests.fakes import FakeChatTokenizer
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "the film", "chosen": " was good", "rejected": " was bad", "score_chosen": 2.0},
@@ -47,7 +48,7 @@ def test_a_folder_is_a_dataset_with_splits(parquet: Path) -> None:
 def test_prompts_come_from_a_column_of_a_table(parquet: Path) -> None:
     training, heldout = load_prompts(
         ParquetPrompts(kind="parquet", path=str(parquet), heldout_fraction=0.5),
-        lambda texts: {"input_ids": [[1] for _ in texts]},
+        FakeChatTokenizer(),
         data_folder=None,
         num_heldout=1,
         max_prompt_tokens=4,

@@ -42,7 +42,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
 
 
 def sample(recipe: Recipe, folder: Path, policy: Path | None = None) -> None:
-    sampling.sample(recipe, run_folder=folder, policy=policy and str(policy), address=None)
+    sampling.sample(recipe, run_folder=folder, policy=None if policy is None else str(policy), address=None)
 
 
 @pytest.mark.parametrize("command", [train, sample])
