@@ -12,7 +12,8 @@ from orchestration.recipe.files import find_recipe
 from orchestration.recipe.loading import load_recipe
 from orchestration.rendering.documents import Document, to_yaml
 from orchestration.rendering.kuberay import manifests
-from orchestration.rendering.values import RolloutGroup, Values, completed
+from orchestration.rendering.sizing import completed
+from orchestration.rendering.values import RolloutGroup, Values
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RECIPE = load_recipe(find_recipe("movie-reviews"))

@@ -11,7 +11,7 @@ import pytest
 
 from orchestration.rendering.documents import Document, from_yaml
 from orchestration.rendering.pods import USER
-from orchestration.rendering.values import Values
+from orchestration.rendering.sizing import CPU_IMAGE, CUDA_IMAGE
 from tests.deploy.golden import DEPLOY
 
 DOCKERFILE = DEPLOY / "image" / "Dockerfile"
@@ -64,7 +64,9 @@ def test_the_linter_has_nothing_to_say_about_the_image() -> None:
 
 
 def test_the_values_name_the_tags_that_the_dockerfile_says_to_build() -> None:
-    assert f"--tag {Values().image} " in DOCKERFILE.read_text(encoding="utf-8")
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    assert f"--target cpu  --tag {CPU_IMAGE} " in text
+    assert f"--target cuda --tag {CUDA_IMAGE} " in text
 
 
 def test_the_slurm_script_hands_its_arguments_on(tmp_path: Path) -> None:
@@ -135,4 +137,4 @@ def test_the_launchers_learner_is_one_node_and_spot_comes_first(launcher: Docume
     assert types["rollout-spot"]["priority"] > types["rollout"]["priority"]
     assert launcher["head_node_type"] in types
     assert launcher["max_workers"] == sum(each.get("max_workers", 0) for each in types.values())
-    assert launcher["docker"]["image"] == Values().image
+    assert launcher["docker"]["image"] == CPU_IMAGE
