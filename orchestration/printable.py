@@ -7,7 +7,7 @@ _KEPT = "\n\t\u200c\u200d"
 
 
 def printable(text: str) -> str:
-    """Letters, signs and spaces of every script; nothing that moves the cursor, sets a title or turns a line around."""
+    """Letters, signs and spaces of every script; nothing that moves the cursor or turns a line round."""
     return "".join(
         char for char in text if char.isprintable() or char in _KEPT or unicodedata.category(char) == "Zs"
     )
