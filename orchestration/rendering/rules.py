@@ -4,6 +4,7 @@ Rules over the finished documents, so that overlays and edits by hand are held t
 """
 
 import math
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from orchestration.rendering.documents import Document
 from orchestration.rendering.kuberay import GIB, RECIPE_FILE
 from orchestration.rendering.pods import GPU, RUNS
 from orchestration.rendering.sizing import demands_of, is_fixed, with_autoscale
+from orchestration.rendering.values import MAX_NAME_CHARACTERS, NAME_PATTERN
 
 Room = tuple[float, float]
 """CPUs and GPUs that Ray hands out."""
@@ -33,6 +35,7 @@ def problems(documents: list[Document], *, ray_version: str) -> list[str]:
     cluster = job["spec"]["rayClusterSpec"]
     recipe = _recipe_in(documents, job)
     return [
+        *_name_problems(job["metadata"]["name"]),
         *_placement_problems(recipe, cluster),
         *_version_problems(cluster, ray_version),
         *_weight_problems(recipe, cluster),
@@ -51,6 +54,14 @@ def _recipe_in(documents: list[Document], job: Document) -> Recipe:
         file = Path(folder) / RECIPE_FILE
         file.write_text(text, encoding="utf-8")
         return load_recipe(file, overrides)
+
+
+def _name_problems(name: str) -> Iterator[str]:
+    if not re.fullmatch(NAME_PATTERN, name) or len(name) > MAX_NAME_CHARACTERS:
+        yield (
+            f"RayJob {name}: KubeRay takes a name of at most {MAX_NAME_CHARACTERS} lower-case letters, digits and "
+            "hyphens, from a letter to a letter or digit; change the recipe's name, or set name in --values"
+        )
 
 
 def _placement_problems(recipe: Recipe, cluster: Document) -> Iterator[str]:

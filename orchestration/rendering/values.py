@@ -10,8 +10,11 @@ from pydantic_core import ErrorDetails
 from core.config import Section
 from core.errors import UserError
 
-DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
-"""A name of Kubernetes; KubeRay appends to it."""
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+MAX_NAME_CHARACTERS = 47
+"""That KubeRay 1.7 takes as the name of a RayJob: it appends to it."""
+DnsLabel = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME_CHARACTERS)]
+"""A name of Kubernetes."""
 
 
 class PodSize(Section):
