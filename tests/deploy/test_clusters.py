@@ -98,7 +98,7 @@ def test_the_slurm_script_hands_its_arguments_on(tmp_path: Path) -> None:
     }
     subprocess.run(["bash", SLURM, "my.toml", run, "trainer.steps=3"], env=environment, check=True)
     assert called.read_text(encoding="utf-8").splitlines() == [
-        "--kill-on-bad-exit=1",
+        *("--kill-on-bad-exit=1", "--cpus-per-task=16"),
         *("ray", "symmetric-run", "--address", "node7:20007", "--min-nodes", "2", "--num-cpus=16", "--"),
         *("leash", "train", "my.toml", "trainer.steps=3", "--run", str(run), "--resume-or-start"),
         *("--address", "node7:20007"),
