@@ -45,8 +45,8 @@ def golden() -> dict[Path, str]:
 
 
 CHART_HEADER = """\
-# The sizes and the image fit the example recipe; for another one, set those that `leash render kuberay RECIPE` gives,
-# since a template cannot read a recipe. What each value means is in values.schema.json. The recipe itself is given as
+# The sizes and the image fit the example recipe. A template cannot read a recipe: for another one, set those that
+# `leash render kuberay RECIPE` gives. What each value means is in values.schema.json. The recipe itself is given as
 #   helm install movie-reviews deploy/helm/leash --set-file recipe=resolved.toml
 # where resolved.toml is what `leash validate RECIPE` prints.
 """
