@@ -18,6 +18,7 @@ from orchestration.dashboard.command import add_dashboard_command
 from orchestration.doctor.command import add_doctor_command
 from orchestration.jobs.submit import add_submit_command
 from orchestration.planning.command import add_plan_command
+from orchestration.printable import printable
 from orchestration.recipe.config import Recipe
 from orchestration.recipe.files import find_recipe
 from orchestration.recipe.loading import load_recipe
@@ -250,7 +251,7 @@ def _say_error(message: str) -> None:
     lines = message.splitlines()
     if len(lines) > 1:
         message = "\n  ".join([f"{len(lines)} problems", *lines])
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

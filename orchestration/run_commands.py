@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from core.errors import UserError
 from orchestration.command import AddCommand, Command
 from orchestration.control.client import LiveRun, NotReachedError, how_to_go_on, last_known
+from orchestration.printable import printable
 from orchestration.recipe.live_settings import SETTABLE
 
 Value = TypeVar("Value")
@@ -196,4 +197,4 @@ def _cell(value: object) -> str:
         case Mapping():
             return "  ".join(_cell(inner) for inner in value.values())
         case _:
-            return "".join(char for char in str(value) if char.isprintable())
+            return printable(" ".join(str(value).split()))

@@ -6,6 +6,7 @@ from orchestration.alarm.phrases import grown_phrases
 from orchestration.alarm.profiles import Profile
 from orchestration.alarm.signals import Habits, gold_of
 from orchestration.alarm.text_figures import non_alphabetic, unusual_characters
+from orchestration.printable import printable
 
 EXCERPT_CHARACTERS = 120
 
@@ -25,12 +26,12 @@ SPREADING: tuple[str, ...] = ("phrase_growth", "self_overlap", "distinct_2", "co
 
 
 def evidence(name: str, profiles: Sequence[Profile], habits: Habits) -> str:
-    """A sentence."""
+    """A sentence that a terminal may show, whatever the policy wrote."""
     if name in SPREADING and (phrases := grown_phrases(profiles, habits.phrases)):
-        return "; ".join(map(str, phrases))
+        return printable("; ".join(map(str, phrases)))
     shows = SHOWS.get(name, _score)
     sample = max(profiles, key=lambda profile: shows(profile, habits)).sample
-    text = " ".join(sample.text.split())
+    text = printable(" ".join(sample.text.split()))
     cut = f"{text[:EXCERPT_CHARACTERS]}..." if len(text) > EXCERPT_CHARACTERS else text
     return f'With a score of {sample.score:.2f}: "{cut}"'
 

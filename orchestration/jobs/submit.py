@@ -107,7 +107,7 @@ def _connect(address: str) -> JobClient:
 
     try:
         client: JobClient = Client(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"--address {address}: no Ray dashboard takes jobs there: {error}; give its address, as in "
             "http://head:8265, and its token in RAY_AUTH_TOKEN_PATH"

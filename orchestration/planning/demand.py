@@ -158,16 +158,19 @@ class Demands:
             return None
         return sequences_in_cache(cache, self.policy, self.recipe.model, self.recipe.rollout)
 
+    def resident_bytes(self, kind: str) -> int:
+        """Of the host's memory, for one process of this kind; for an engine on a CPU with its cache."""
+        demand = self.by_kind[kind]
+        if demand.on_gpu:
+            return demand.host_bytes
+        cache_gib = self.recipe.rollout.kv_cache_gib if kind == "rollout" else 0
+        return demand.total_bytes + cache_gib * GIB
+
     @property
     def ram_bytes(self) -> int:
         """On the host, if all processes are on one."""
-        processes = sum(
-            demand.count * (demand.host_bytes if demand.on_gpu else demand.total_bytes)
-            for demand in self.by_kind.values()
-        )
-        engine = self.by_kind["rollout"]
-        caches = 0 if engine.on_gpu else engine.count * self.recipe.rollout.kv_cache_gib * GIB
-        return processes + caches + self.push_bytes + (LIBRARY_MIB["driver"] + LIBRARY_MIB["ray"]) * MIB
+        processes = sum(demand.count * self.resident_bytes(kind) for kind, demand in self.by_kind.items())
+        return processes + self.push_bytes + (LIBRARY_MIB["driver"] + LIBRARY_MIB["ray"]) * MIB
 
     def _all(self) -> Iterator[Demand]:
         recipe, model = self.recipe, self.recipe.model

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from orchestration.planning.demand import Demands
 from orchestration.planning.machine import GIB, Machine
+from orchestration.planning.model_shape import model_shape
 from orchestration.recipe.config import Recipe
 from orchestration.recipe.contradictions import contradictions
 
@@ -103,6 +104,19 @@ def _engine_problems(demands: Demands, machine: Machine) -> Iterator[Problem]:
             text=f"rollout: rollout.gpu_memory_fraction is {rollout.gpu_memory_fraction:g}, and it asks Ray for "
             f"{engine.gpu_share:g} of a GPU: others are placed on the rest",
         )
+    if rollout.resources.num_gpus > machine.gpus_per_node:
+        yield Problem(
+            who="rollout",
+            text=f"rollout: one engine asks for {rollout.resources.num_gpus:g} GPUs, and a node has "
+            f"{machine.gpus_per_node}",
+        )
+    shape = demands.policy
+    if not shape.can_split(rollout.tensor_parallel):
+        yield Problem(
+            who="rollout",
+            text=f"rollout: rollout.tensor_parallel is {rollout.tensor_parallel}, and vLLM cannot split "
+            f"{shape.num_heads} attention heads and {shape.num_kv_heads} key-value heads so",
+        )
     sequences = demands.cached_sequences(machine.gpu_bytes)
     if sequences == 0:
         yield Problem(
@@ -148,7 +162,7 @@ def _candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any]]:
     for budget in _halves(reference.token_budget, shortest):
         yield "reference.token_budget", budget
     if rollout.resources.num_gpus:
-        yield from _engine_candidates(recipe)
+        yield from _engine_candidates(recipe, machine)
     else:
         for cache_gib in _halves(rollout.kv_cache_gib, 1):
             yield "rollout.kv_cache_gib", cache_gib
@@ -169,8 +183,11 @@ def _who_gains(key: str) -> set[str]:
     return {"rollout", "host"} if section == "rollout" else {section, "host"}
 
 
-def _engine_candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    rollout = recipe.rollout
+def _engine_candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any]]:
+    rollout, shape = recipe.rollout, model_shape(recipe.model.path)
+    num_gpus = min(rollout.resources.num_gpus, float(machine.gpus_per_node))
+    if num_gpus < rollout.resources.num_gpus:
+        yield "rollout.resources.num_gpus", num_gpus
     share = min(1.0, rollout.resources.num_gpus)
     if rollout.gpu_memory_fraction > share:
         yield "rollout.gpu_memory_fraction", share
@@ -179,8 +196,11 @@ def _engine_candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     for fraction in (0.9, 0.95):
         if rollout.gpu_memory_fraction < fraction <= share:
             yield "rollout.gpu_memory_fraction", fraction
-    for shards in _doubles(rollout.tensor_parallel, int(rollout.resources.num_gpus)):
-        yield "rollout.tensor_parallel", shards
+    splits = [number for number in range(1, int(num_gpus) + 1) if shape.can_split(number)]
+    yield from (("rollout.tensor_parallel", number) for number in splits if number > rollout.tensor_parallel)
+    if not shape.can_split(rollout.tensor_parallel) or num_gpus < rollout.tensor_parallel:
+        fewer = [number for number in splits if number < rollout.tensor_parallel]
+        yield from (("rollout.tensor_parallel", number) for number in reversed(fewer))
 
 
 def _halves(value: int, least: int) -> Iterator[int]:

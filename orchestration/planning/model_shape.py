@@ -36,9 +36,17 @@ class ModelShape:
     intermediate_size: int
     vocab_size: int
     """0 for a model with a scalar head, which has no logits."""
+    num_heads: int
+    """Of the queries."""
     num_kv_heads: int
     source: str
     """Where these numbers are from."""
+
+    def can_split(self, shards: int) -> bool:
+        """Whether an engine can spread it over so many GPUs: vLLM wants as many whole query heads on each, and
+        as many whole key-value heads, or each of those on as many GPUs."""
+        whole_kv_heads = self.num_kv_heads % shards == 0 or shards % self.num_kv_heads == 0
+        return self.num_heads % shards == 0 and whole_kv_heads
 
 
 @cache
@@ -97,6 +105,7 @@ def shape_of(config: Mapping[str, Any], *, source: str) -> ModelShape:
             kv_size=num_kv_heads * head_dim,
             intermediate_size=int(config["intermediate_size"]),
             vocab_size=int(config["vocab_size"]),
+            num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             source=source,
         )

@@ -24,7 +24,13 @@ Key = tuple[str | int, ...]
 Tables = tuple[type[Section], ...]
 """The tables that may stand in one place: one, or one for each `kind`."""
 
-_TYPES: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_TYPES: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list[str]: "an array of texts",
+}
 _BOUNDS = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
 _CHOICES_PATTERN = re.compile(r"\^\((\w+(?:\|\w+)*)\)\$")
 MOST_PLACES = 2
@@ -144,6 +150,8 @@ def _remedy(key: Key, field: FieldInfo, value: object) -> str:
         return f"did you mean {toml_value(close[0])}?"
     if annotation is str and not isinstance(value, str):
         return f"write it in quotes: {toml_value(toml_value(value))}"
+    if annotation == list[str] and isinstance(value, str):
+        return f"write it as {toml_value([value])}"
     if annotation in (int, float) and isinstance(value, str) and _is_number(value):
         return f"write {value} without quotes"
     pattern = _constraint(field, "pattern")
@@ -153,7 +161,7 @@ def _remedy(key: Key, field: FieldInfo, value: object) -> str:
     if field.default is None:
         return "correct it, or leave it out"
     if not field.is_required():
-        return f"set {toml_value(field.default)}, the default"
+        return f"set {toml_value(field.get_default(call_default_factory=True))}, the default"
     lowest = _constraint(field, "ge")
     return f"correct it{_help(field)}" if lowest is None else f"set {lowest} or more"
 

@@ -8,7 +8,8 @@ from core.errors import UserError
 from orchestration.command import AddCommand
 from orchestration.recipe.files import find_recipe
 from orchestration.recipe.loading import load_recipe
-from orchestration.rendering.values import completed, read_values
+from orchestration.rendering.sizing import completed, unsized
+from orchestration.rendering.values import read_values
 
 
 def add_kuberay(add_command: AddCommand) -> None:
@@ -16,7 +17,9 @@ def add_kuberay(add_command: AddCommand) -> None:
     added = add_command("kuberay", _kuberay, "a RayJob for KubeRay 1.7, with its volume, policies and recipe")
     added.add_argument("recipe", metavar="RECIPE", help="a TOML file, or a name in deploy/recipes")
     added.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides a key of the recipe")
-    added.add_argument("--image", help="of every pod; default: the values' image")
+    added.add_argument(
+        "--image", help="of every pod; default: the values' image, or a tag of deploy/image/Dockerfile"
+    )
     added.add_argument("--namespace", help="default: the values' namespace")
     added.add_argument(
         "--values", metavar="FILE", type=Path, help="a TOML file of values; see docs/cluster.md"
@@ -33,7 +36,8 @@ def _kuberay(args: argparse.Namespace) -> None:
     recipe = load_recipe(find_recipe(args.recipe), args.overrides)
     values = read_values(args.values, image=args.image, namespace=args.namespace)
     documents = manifests(recipe, values)
-    found = problems(documents, ray_version=completed(values, recipe).ray_version)
+    ray_version = completed(values, recipe).ray_version
+    found = [*unsized(values, recipe), *problems(documents, ray_version=ray_version)]
     if found:
         raise UserError("\n".join(found))
     text = to_yaml(documents)

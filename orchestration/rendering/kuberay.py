@@ -12,13 +12,15 @@ from orchestration.recipe.text import resolved_toml
 from orchestration.rendering.documents import Document
 from orchestration.rendering.network import network_policies
 from orchestration.rendering.pods import RECIPE_FOLDER, RUNS, labels, pod
-from orchestration.rendering.values import PodSize, Values, completed
+from orchestration.rendering.sizing import completed
+from orchestration.rendering.values import PodSize, Values
 
 RECIPE_FILE = "recipe.toml"
 PENDING_S = 3600
 """For nodes to be found: then the job fails rather than waits for ever."""
 KEEP_FAILED_S = 600
 """That the cluster of a failed job stays, for who wants to look at its logs."""
+GIB = 2**30
 SPOT_PRIORITY = 10
 """Above the 0 of on-demand groups."""
 
@@ -149,8 +151,10 @@ def _rollout_groups(values: Values) -> list[Document]:
 
 
 def _start(size: PodSize) -> dict[str, str]:
-    """Of `ray start`. Left to itself, Ray would hand out every core of the pod."""
-    return {"num-cpus": str(size.ray_cpus)}
+    """Of `ray start`. Left to itself, Ray would hand out every core of the pod, and fill /dev/shm with its objects,
+    where weights need room, too."""
+    assert size.shared_memory_gib is not None, "values are completed"
+    return {"num-cpus": str(size.ray_cpus), "object-store-memory": str(size.shared_memory_gib * GIB // 2)}
 
 
 def _pod_monitor(values: Values) -> Document:

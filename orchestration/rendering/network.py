@@ -17,13 +17,16 @@ from orchestration.rendering.values import Values
 
 API_SERVER_PORTS = (443, 6443)
 """Where the autoscaler reaches Kubernetes: which address that is, no policy can say portably."""
+NODE_DNS_CACHE = "169.254.20.10/32"
+"""Where Kubernetes' NodeLocal DNSCache listens: in the host's network, which no selector of pods covers."""
 
 
 def network_policies(values: Values) -> list[Document]:
     """One for the head pod, one for all others."""
     mine = {"app.kubernetes.io/instance": str(values.name)}
     siblings = {"podSelector": {"matchLabels": mine}}
-    dns = {"to": [{"namespaceSelector": {}}], "ports": [_port(53, "UDP"), _port(53, "TCP")]}
+    resolvers = [{"namespaceSelector": {}}, {"ipBlock": {"cidr": NODE_DNS_CACHE}}]
+    dns = {"to": resolvers, "ports": [_port(53, "UDP"), _port(53, "TCP")]}
     prometheus = _namespace(values.monitoring_namespace)
     operator = {
         "namespaceSelector": {},

@@ -4,6 +4,7 @@ Rules over the finished documents, so that overlays and edits by hand are held t
 """
 
 import math
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ from typing import Any
 
 from orchestration.assets import ASSET_PREFIX
 from orchestration.cluster.placement import Worker, workers_of
+from orchestration.planning.fit import gib
 from orchestration.recipe.config import Recipe
 from orchestration.recipe.loading import load_recipe
 from orchestration.rendering.documents import Document
-from orchestration.rendering.kuberay import RECIPE_FILE
+from orchestration.rendering.kuberay import GIB, RECIPE_FILE
 from orchestration.rendering.pods import GPU, RUNS
-from orchestration.rendering.values import is_fixed, with_autoscale
+from orchestration.rendering.sizing import demands_of, is_fixed, with_autoscale
+from orchestration.rendering.values import MAX_NAME_CHARACTERS, NAME_PATTERN
 
 Room = tuple[float, float]
 """CPUs and GPUs that Ray hands out."""
@@ -32,8 +35,10 @@ def problems(documents: list[Document], *, ray_version: str) -> list[str]:
     cluster = job["spec"]["rayClusterSpec"]
     recipe = _recipe_in(documents, job)
     return [
+        *_name_problems(job["metadata"]["name"]),
         *_placement_problems(recipe, cluster),
         *_version_problems(cluster, ray_version),
+        *_weight_problems(recipe, cluster),
         *(problem for pod in _pods(cluster) for problem in _pod_problems(*pod)),
         *_group_problems(cluster),
         *_access_problems(documents, cluster),
@@ -49,6 +54,14 @@ def _recipe_in(documents: list[Document], job: Document) -> Recipe:
         file = Path(folder) / RECIPE_FILE
         file.write_text(text, encoding="utf-8")
         return load_recipe(file, overrides)
+
+
+def _name_problems(name: str) -> Iterator[str]:
+    if not re.fullmatch(NAME_PATTERN, name) or len(name) > MAX_NAME_CHARACTERS:
+        yield (
+            f"RayJob {name}: KubeRay takes a name of at most {MAX_NAME_CHARACTERS} lower-case letters, digits and "
+            "hyphens, from a letter to a letter or digit; change the recipe's name, or set name in --values"
+        )
 
 
 def _placement_problems(recipe: Recipe, cluster: Document) -> Iterator[str]:
@@ -83,6 +96,22 @@ def _version_problems(cluster: Document, ray_version: str) -> Iterator[str]:
         yield f"images {', '.join(sorted(images))}: all pods must run the same one"
 
 
+def _weight_problems(recipe: Recipe, cluster: Document) -> Iterator[str]:
+    demands = demands_of(recipe)
+    if demands is None:
+        return
+    for group in cluster["workerGroupSpecs"]:
+        for volume in group["template"]["spec"]["volumes"]:
+            shared = volume.get("emptyDir", {})
+            shared_gib = _gib(shared.get("sizeLimit", "")) if shared.get("medium") == "Memory" else None
+            if shared_gib is not None and shared_gib * GIB < demands.push_bytes:
+                yield (
+                    f"group {group['groupName']}: has {shared_gib:g} GiB of shared memory, and a weight push takes "
+                    f"{gib(demands.push_bytes)} of it, twice where it comes from another node; set "
+                    "shared_memory_gib, or leave it out"
+                )
+
+
 def _pod_problems(name: str, spec: Document) -> Iterator[str]:
     security = spec.get("securityContext", {})
     if security.get("runAsNonRoot") is not True or not security.get("runAsUser"):
@@ -96,6 +125,8 @@ def _pod_problems(name: str, spec: Document) -> Iterator[str]:
             yield f"{where}: limits and requests differ; Kubernetes evicts such a pod first"
         if container.get("securityContext", {}).get("allowPrivilegeEscalation") is not False:
             yield f"{where}: may gain privileges; set allowPrivilegeEscalation to false"
+        if container["image"].endswith("-cpu") and GPU in resources.get("limits", {}):
+            yield f"{where}: has GPUs, and image {container['image']} has no CUDA; build with --target cuda"
         memory_gib = _gib(resources.get("limits", {}).get("memory", "0Gi"))
         if memory_gib is None:
             yield f"{where}: memory {resources['limits']['memory']}: write it in Gi, as in 16Gi"

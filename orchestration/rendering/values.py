@@ -1,21 +1,20 @@
 """What manifests need to know besides the recipe. `deploy/helm/leash/values.schema.json` is made from this file."""
 
-import math
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from pydantic import Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
 from core.config import Section
 from core.errors import UserError
-from orchestration.cluster.placement import Worker, workers_of
-from orchestration.recipe.config import Recipe
 
-DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
-"""A name of Kubernetes; KubeRay appends to it."""
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+MAX_NAME_CHARACTERS = 47
+"""That KubeRay 1.7 takes as the name of a RayJob: it appends to it."""
+DnsLabel = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME_CHARACTERS)]
+"""A name of Kubernetes."""
 
 
 class PodSize(Section):
@@ -27,15 +26,12 @@ class PodSize(Section):
     """NVIDIA GPUs; left out: what the workers ask for."""
     ray_cpus: int | None = Field(default=None, ge=0)
     """CPUs that Ray hands out there; left out: what the group's workers ask for, so that others do not crowd in."""
-    memory_gib: int = Field(default=16, ge=1)
-    """Memory, shared memory included; `leash plan` says what a recipe takes."""
-    shared_memory_gib: int = Field(default=4, ge=1)
-    """Of that, for /dev/shm: Ray's objects, and on the learner's node one copy of the weights."""
+    memory_gib: int | None = Field(default=None, ge=1)
+    """Memory, shared memory included; left out: what `leash plan` says of the processes there, and a fifth more."""
+    shared_memory_gib: int | None = Field(default=None, ge=1)
+    """Of that, for /dev/shm: half for Ray's objects, half for copies of the weights; left out: enough for those."""
     node_selector: dict[str, str] = Field(default={})
     """Labels of the nodes that the pods may run on."""
-
-
-PodSizeT = TypeVar("PodSizeT", bound=PodSize)
 
 
 class RolloutGroup(PodSize):
@@ -67,8 +63,8 @@ class Values(Section):
     """Name of the RayJob, and of the run's folder; left out: the recipe's."""
     namespace: DnsLabel = "leash"
     """Namespace of everything."""
-    image: str = Field(default="leash:0.1.0-cpu", min_length=1)
-    """Image of every pod, from deploy/image/Dockerfile."""
+    image: str | None = Field(default=None, min_length=1)
+    """Image of every pod; left out: a tag of deploy/image/Dockerfile, the one with CUDA if a pod has GPUs."""
     ray_version: str = Field(default="", pattern=r"^(\d+\.\d+\.\d+)?$")
     """Of the image; left out: the one installed here."""
     retries: int = Field(default=3, ge=0)
@@ -114,60 +110,3 @@ def _problem(file: Path | None, options: dict[str, str], problem: ErrorDetails) 
     name = ".".join(map(str, problem["loc"]))
     where = f"--{name} {options[name]}" if name in options else f"--values {file}: {name}"
     return f"{where}: {problem['msg']}"
-
-
-def completed(values: Values, recipe: Recipe) -> Values:
-    """With everything that was left out, from the recipe and from what is installed here."""
-    fixed = [worker for worker in workers_of(recipe) if is_fixed(worker)]
-    scaling = [worker for worker in with_autoscale(recipe) if not is_fixed(worker)]
-    one_each = list({worker.kind: worker for worker in scaling}.values())
-    replicas = [sum(worker.kind == kind.kind for worker in scaling) for kind in one_each]
-    rollout = values.rollout
-    most = rollout.max_replicas
-    return values.model_copy(
-        update={
-            "name": values.name or recipe.name,
-            "checkpoint_every": recipe.trainer.checkpoint_every or values.checkpoint_every,
-            "start_s": max(math.ceil(recipe.deadlines.start_s), values.start_s),
-            "ray_version": values.ray_version or _installed("ray"),
-            "learner": _sized(values.learner, fixed),
-            "rollout": _sized(rollout, one_each).model_copy(
-                update={"max_replicas": max(replicas, default=0) if most is None else most}
-            ),
-        }
-    )
-
-
-def is_fixed(worker: Worker) -> bool:
-    """Whether it is of the learner's group, which neither grows nor shrinks."""
-    return worker.kind == "learner"
-
-
-def with_autoscale(recipe: Recipe) -> list[Worker]:
-    """The workers of a recipe, and as many more rollout workers as the run may start by itself."""
-    workers, autoscale = workers_of(recipe), recipe.rollout.autoscale
-    num_rollout = sum(worker.kind == "rollout" for worker in workers)
-    most = autoscale.max_workers if autoscale else 0
-    more = [
-        Worker(name=f"rollout-{index}", resources=recipe.rollout.resources)
-        for index in range(num_rollout, most)
-    ]
-    return workers + more
-
-
-def _sized(given: PodSizeT, workers: list[Worker]) -> PodSizeT:
-    """With a pod's size for these workers, where none is given."""
-    cpus = sum(max(math.ceil(worker.resources.num_cpus), worker.resources.threads) for worker in workers)
-    gpus = math.ceil(sum(worker.resources.num_gpus for worker in workers))
-    asked_cpus = math.ceil(sum(worker.resources.num_cpus for worker in workers))
-    sizes = {"cpus": max(1, cpus), "gpus": gpus, "ray_cpus": max(1, asked_cpus)}
-    return given.model_copy(
-        update={name: size for name, size in sizes.items() if getattr(given, name) is None}
-    )
-
-
-def _installed(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError as error:
-        raise UserError(f"{library} is not installed here; give ray_version in --values") from error

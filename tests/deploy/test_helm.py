@@ -38,7 +38,10 @@ def by_name(documents: list[Document]) -> dict[tuple[str, str], Document]:
             ["rollout.spot=true", "rollout.node_selector.zone=a"],
             {"rollout": {"spot": True, "node_selector": {"zone": "a"}}},
         ),
-        (["pod_monitor=true", "learner.gpus=2"], {"pod_monitor": True, "learner": {"gpus": 2}}),
+        (
+            ["pod_monitor=true", "learner.gpus=2", "image=leash:0.1.0-cuda"],
+            {"pod_monitor": True, "learner": {"gpus": 2}},
+        ),
         (
             ["name=other", "run_volume.storage_class=nfs"],
             {"name": "other", "run_volume": {"storage_class": "nfs"}},

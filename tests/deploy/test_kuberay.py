@@ -106,6 +106,16 @@ def test_kubectl_builds_the_same(folder: Path) -> None:
     assert by_name(from_yaml(done.stdout)) == by_name(built(folder))
 
 
+def test_every_pod_reaches_dns_in_pods_and_in_the_cache_of_its_node() -> None:
+    policies = [each["spec"] for each in documents() if each["kind"] == "NetworkPolicy"]
+    assert len(policies) == 2
+    for policy in policies:
+        (dns,) = (
+            rule for rule in policy["egress"] if {"protocol": "UDP", "port": 53} in rule.get("ports", ())
+        )
+        assert dns["to"] == [{"namespaceSelector": {}}, {"ipBlock": {"cidr": "169.254.20.10/32"}}]
+
+
 def test_yaml_comes_back_as_it_was() -> None:
     found = documents(**EVERYTHING)
     assert from_yaml(to_yaml(found)) == found

@@ -44,6 +44,14 @@ def test_options_override_values_and_overrides_the_recipe(
         ("[learner]\nray_cpus = 0", [], "group learner: has 0 CPUs and 0 GPUs for Ray"),
         ("", ["--namespace", "No_Such"], "--namespace No_Such: "),
         ("", ["--image", ""], "--image : "),
+        (
+            "",
+            ["name=1a"],
+            "RayJob 1a: KubeRay takes a name of at most 47 lower-case letters, digits and hyphens",
+        ),
+        ("", ["name=a-"], "RayJob a-: KubeRay takes"),
+        ("", [f"name={'a' * 48}"], f"RayJob {'a' * 48}: KubeRay takes"),
+        ('name = "1a"', [], "v.toml: name: String should match pattern"),
         ("", ["model.path=/home/me/model"], "recipe: model.path = /home/me/model: no pod has it"),
     ],
 )
@@ -55,6 +63,15 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     printed = capsys.readouterr()
     assert problem in printed.err
     assert printed.out == ""
+
+
+@pytest.mark.parametrize("words", [[f"name={'a' * 47}"], ["name=1a", "--values", "{folder}/v.toml"]])
+def test_a_name_that_kuberay_takes_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    (tmp_path / "v.toml").write_text('name = "one"', encoding="utf-8")
+    assert cli.main([*RENDER, *(word.format(folder=tmp_path) for word in words)]) == 0
+    assert "kind: RayJob" in capsys.readouterr().out
 
 
 def test_a_values_file_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,17 @@ PLANTED: list[tuple[Plant, str]] = [
         "its shared memory is larger than its memory",
     ),
     (
+        lambda found: pod_of(found, "rollout")["volumes"][1]["emptyDir"].update(sizeLimit="0Gi"),
+        "group rollout: has 0 GiB of shared memory, and a weight push takes 0.50 GiB of it",
+    ),
+    (
+        lambda found: [
+            container_of(found, "learner")["resources"][each].update({"nvidia.com/gpu": "1"})
+            for each in ("limits", "requests")
+        ],
+        "container ray-worker: has GPUs, and image leash:0.1.0-cpu has no CUDA",
+    ),
+    (
         lambda found: group_of(found, "learner").update(maxReplicas=2),
         "is not of fixed size 1: (1, 1, 2)",
     ),
@@ -159,6 +170,6 @@ def test_left_out_sizes_fit_whatever_the_recipe_asks_for(overrides: list[str]) -
 def test_there_are_as_many_pods_as_the_run_may_come_to_have_rollout_workers() -> None:
     recipe = load_recipe(find_recipe("movie-reviews"), ["rollout.autoscale.max_workers=6"])
     found: list[dict[str, Any]] = manifests(recipe, Values())
-    assert group_of(found, "learner")["rayStartParams"] == {"num-cpus": "1"}
+    assert group_of(found, "learner")["rayStartParams"]["num-cpus"] == "1"
     assert group_of(found, "rollout")["maxReplicas"] == 6
     assert problems(found, ray_version=RAY_VERSION) == []

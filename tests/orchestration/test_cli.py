@@ -164,6 +164,8 @@ def test_wrong_options_are_code_2_as_well(
     [
         (UserError("3 GPUs asked for"), 2, "error: 3 GPUs asked for\n"),
         (WorkerError("rollout-0 did not answer"), 1, "error: rollout-0 did not answer\n"),
+        (UserError("reward: \x1b]0;title\x07\x1b[2J很\t好"), 2, "error: reward: ]0;title[2J很\t好\n"),
+        (WorkerError("one \x1b[2J\ntwo"), 1, "error: 2 problems\n  one [2J\n  two\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

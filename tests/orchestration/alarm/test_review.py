@@ -83,6 +83,19 @@ def test_the_command_prints_the_table_and_ends_well(
     assert "step 6: phrase_growth" in capsys.readouterr().out
 
 
+def test_what_the_policy_wrote_reaches_the_terminal_without_its_escape_sequences(
+    cheating_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = " \x1b]0;title\x07\x1b[2J\x9b31m It is a masterpiece."
+    for step in range(5, 13):
+        samples = [replace(sample, text=evil + sample.text) for sample in sensible_step(SIZE, seed=step)]
+        write_step(cheating_run, step, samples)
+    assert main(["alarm", str(cheating_run)]) == 0
+    printed = capsys.readouterr().out
+    assert "title" in printed
+    assert all(char.isprintable() or char == "\n" for char in printed)
+
+
 def test_a_run_without_alarms_says_so(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "movie-reviews-rloo")
     write_step(folder, 1, sensible_step(SIZE, seed=1))

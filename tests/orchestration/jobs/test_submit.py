@@ -217,6 +217,11 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
 SUBMIT = ["submit", "movie-reviews", "--address", "http://head:8265"]
 
 
+def test_an_address_that_is_none_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["submit", "movie-reviews", "--address", "foo", "--run", "/runs/a"]) == 2
+    assert "--address foo: no Ray dashboard takes jobs there: " in capsys.readouterr().err
+
+
 def test_the_command_follows_the_job(jobs: FakeJobs, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*SUBMIT, "--run", "/runs/a", "kl.kl_coef=0.2"]) == 0
     assert capsys.readouterr().out == "hello\n"

@@ -136,12 +136,36 @@ def test_with_changes_refuses_what_no_recipe_could_say(recipe: Recipe) -> None:
         ),
         (["rollout.resources.num_gpus=0.5"], "gpu_memory_fraction is 0.85, and it asks Ray for 0.5"),
         (["rollout.gpu_memory_fraction=0.05"], "less than one sequence of 2048 tokens"),
+        (["rollout.resources.num_gpus=16"], "one engine asks for 16 GPUs, and a node has 8"),
+        (
+            ["rollout.resources.num_gpus=8", "rollout.tensor_parallel=8"],
+            "rollout.tensor_parallel is 8, and vLLM cannot split 28 attention heads and 4 key-value heads so",
+        ),
+        (["rollout.resources.num_gpus=7", "rollout.tensor_parallel=7"], "rollout.tensor_parallel is 7"),
     ],
 )
 def test_what_cannot_run_together_is_a_problem(tmp_path: Path, overrides: list[str], complaint: str) -> None:
     found = [problem.text for problem in problems(Demands(seven(tmp_path, *overrides)), machine(179))]
     assert len(found) == 1
     assert complaint in found[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "change"),
+    [
+        (["rollout.resources.num_gpus=16"], {"rollout.resources.num_gpus": 8.0}),
+        (["rollout.resources.num_gpus=8", "rollout.tensor_parallel=8"], {"rollout.tensor_parallel": 4}),
+        (["rollout.resources.num_gpus=4", "rollout.tensor_parallel=3"], {"rollout.tensor_parallel": 4}),
+        (
+            ["rollout.resources.num_gpus=16", "rollout.tensor_parallel=16", "model.path=Qwen3-8B"],
+            {"rollout.resources.num_gpus": 8.0, "rollout.tensor_parallel": 8},
+        ),
+    ],
+)
+def test_an_engine_that_cannot_exist_is_given_other_gpus(
+    tmp_path: Path, overrides: list[str], change: dict[str, Any]
+) -> None:
+    assert smallest_change(seven(tmp_path, *overrides), machine(179)) == change
 
 
 def test_memory_and_shared_memory_of_the_host_bound_what_runs_on_cpus(tmp_path: Path) -> None:

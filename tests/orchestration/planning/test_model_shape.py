@@ -1,6 +1,7 @@
 """Numbers of a model from its config.json and from the headers of its weights."""
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,21 @@ TINY = {
     ("name", "num_parameters"),
     [  # as counted by the Hugging Face Hub from the safetensors files of each model
         ("SmolLM2-135M", 134_515_008),
+        ("SmolLM2-360M", 361_821_120),
+        ("SmolLM2-1.7B", 1_711_376_384),
         ("Qwen2.5-0.5B", 494_032_768),
         ("Qwen2.5-1.5B", 1_543_714_304),
+        ("Qwen2.5-3B", 3_085_938_688),
         ("Qwen2.5-7B", 7_615_616_512),
+        ("Qwen2.5-14B", 14_770_033_664),
         ("Qwen2.5-32B", 32_763_876_352),
+        ("Qwen2.5-72B", 72_706_203_648),
         ("Qwen3-0.6B", 596_049_920),
+        ("Qwen3-1.7B", 1_720_574_976),
         ("Qwen3-4B", 4_022_468_096),
         ("Qwen3-8B", 8_190_735_360),
+        ("Qwen3-14B", 14_768_307_200),
+        ("Qwen3-32B", 32_762_123_264),
         ("Llama-3.2-1B", 1_235_814_400),
         ("Llama-3.2-3B", 3_212_749_824),
         ("Llama-3.1-8B", 8_030_261_248),
@@ -53,7 +62,7 @@ def test_published_models_have_as_many_parameters_as_published(name: str, num_pa
 
 
 def test_every_published_model_is_checked_above() -> None:
-    assert len(PUBLISHED) == 12
+    assert len(PUBLISHED) == 20
 
 
 @pytest.mark.parametrize(
@@ -65,7 +74,8 @@ def test_every_published_model_is_checked_above() -> None:
         ("Qwen3-4B-Instruct-2507", "Qwen3-4B"),
         ("smollm2-135m-instruct", "SmolLM2-135M"),
         ("Qwen2.5-Math-7B", None),
-        ("Qwen2.5-72B", None),
+        ("Qwen2.5-14B-Instruct", "Qwen2.5-14B"),
+        ("Qwen2.5-1B", None),
     ],
 )
 def test_a_name_stands_for_a_published_size(name: str, known: str | None) -> None:
@@ -81,6 +91,22 @@ def test_a_tiny_model_is_counted_by_hand() -> None:
     assert untied.num_parameters - shape.num_parameters == 32 * 8
     biased = shape_of(TINY | {"model_type": "qwen2"}, source="tiny")
     assert biased.num_parameters - shape.num_parameters == 2 * (8 + 4 + 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "shards"),
+    [("Qwen2.5-7B", [1, 2, 4]), ("Qwen2.5-0.5B", [1, 2, 14]), ("SmolLM2-135M", [1, 3, 9])],
+)
+def test_a_model_is_split_by_its_query_and_key_value_heads(name: str, shards: list[int]) -> None:
+    shape = shape_of(PUBLISHED[name], source=name)
+    assert [number for number in range(1, 17) if shape.can_split(number)] == shards
+
+
+def test_the_docs_name_every_published_model() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "planning.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| (\S+) \| (\d.*B) \|", text)
+    named = [f"{family}-{size}" for family, sizes in rows for size in sizes.split(", ")]
+    assert sorted(named) == sorted(PUBLISHED)
 
 
 def test_adapters_stand_beside_every_matrix_of_every_layer() -> None:

@@ -99,6 +99,8 @@ def test_relative_paths_start_where_they_were_written(
             "learning_rate=1",
             "unknown key; did you mean reward_model.tuning.learning_rate or learner.learning_rate?",
         ),
+        ("rollout.stop=abc", 'rollout.stop = "abc": must be an array of texts; write it as ["abc"]'),
+        ("rollout.stop=3", "rollout.stop = 3: must be an array of texts; set [], the default"),
         ("lerner.world_size=2", "lerner = {world_size = 2}: unknown key; did you mean learner?"),
         ("kl.qqq=1", "kl.qqq = 1: unknown key; the keys of [kl] are kl_coef, placement, estimator,"),
         ("rewards.0.wieght=1", "rewards.0.wieght = 1: unknown key; did you mean rewards.0.weight?"),

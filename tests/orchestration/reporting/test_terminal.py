@@ -124,6 +124,13 @@ def test_the_live_panel_shows_the_last_step_and_what_the_run_waits_for() -> None
     assert "log-prob gap 4.6e-05 nats   weight push 0.81 s" in panel
 
 
+@pytest.mark.parametrize("console", [plain(), terminal()], ids=["plain", "live"])
+def test_a_note_moves_no_cursor_and_sets_no_title(console: Console) -> None:
+    TerminalView(console, FakeTime()).note("alarm: \x1b]0;title\x07\x1b[2Jso good 很好\nnext")
+    console.file.seek(0)
+    assert console.file.read().splitlines() == ["alarm: ]0;title[2Jso good 很好", "next"]
+
+
 def test_the_live_panel_can_be_drawn_before_the_first_step_and_in_ascii() -> None:
     console = terminal("ascii")
     view = TerminalView(console, FakeTime())

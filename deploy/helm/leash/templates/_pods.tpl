@@ -122,6 +122,7 @@ idleTimeoutSeconds: {{ .values.rollout.idle_timeout_s }}
 priority: {{ .priority }}
 rayStartParams:
   num-cpus: {{ .values.rollout.ray_cpus | quote }}
+  object-store-memory: {{ mul .values.rollout.shared_memory_gib 536870912 | quote }}
 template:
   {{- include "leash.pod" (merge (dict "component" "rollout" "size" .values.rollout) .) | nindent 2 }}
 {{- end -}}
