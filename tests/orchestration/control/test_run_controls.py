@@ -277,15 +277,15 @@ def test_a_recipe_that_resumes_the_run_has_the_last_word_on_disk_before_it_is_ke
     set_before = Change(key="faults.silence_s", value="30", from_step=3, by="ada")
     log.notes = [as_note(set_before)]
     folder = RunFolder.create(before, tmp_path / "run")
-    resumed = load_recipe(tmp_path / "tiny.toml", ["faults.silence_s=400"])
+    resumed = load_recipe(tmp_path / "tiny.toml", ["faults.silence_s=70"])
     for start in (7, 20):  # also after the last step
         folder = RunFolder.reopen(resumed, folder.path)
         settings = resumed_settings(resumed, folder, start, cast(Ledger, FakeLedger(log)), cast(RunLog, log))
-        assert settings.at(start + 1).faults.silence_s == 400
+        assert settings.at(start + 1).faults.silence_s == 70
         assert load_recipe(folder.path / "recipe.toml") == resumed
         folder.keep_recipe(before)  # as if the run had ended between the two
     by = "by the recipe that resumed it"
-    assert log.events == [f"set: faults.silence_s = 400.0 from step {step} on, {by}" for step in (8, 21)]
+    assert log.events == [f"set: faults.silence_s = 70.0 from step {step} on, {by}" for step in (8, 21)]
 
 
 @pytest.mark.parametrize(
