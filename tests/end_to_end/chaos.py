@@ -5,7 +5,7 @@
 Every part is real: vLLM, DeepSpeed, Ray, SIGKILL and SIGSTOP. The model is tiny. A fault is survived once whoever
 was killed is replaced and a step later than any before is done. Who stalls is stopped, and woken after it was
 replaced, if it is still there: what it says then must not count. Who stalls for a moment is woken while it is
-suspect, and must serve again, the same process. An engine breaks in a worker that lives on.
+suspect or a push waits for it, and must serve again, the same process. An engine breaks in a worker that lives on.
 """
 
 import argparse
@@ -44,6 +44,8 @@ KINDS = ("rollout", "reference", "reward", "learner", "driver")
 STALLS = ("rollout stalled", "reward stalled", "rollout stalled for a moment", "reward stalled for a moment")
 ENGINE = "engine"
 ALL_KINDS = (*KINDS, *STALLS, ENGINE, "node")
+MOMENT_S = 14.0
+"""Longer than a heartbeat and a silence of `ENDLESS`, shorter than it takes to be given up."""
 BROKEN_ENGINE = Path(__file__).with_name("broken_engine")
 """Where Python finds what breaks an engine from within."""
 TO_BREAK = "rollout-0"
@@ -181,15 +183,16 @@ class Chaos:
         return sum(float(record["step_s"]) for record in records(self.folder)[1:]) / self.wall_s
 
     def _stall(self, kind: str, chance: random.Random) -> None:
-        """Stop a process that serves: until it is replaced, or until it is suspect. One that starts would not be
-        noticed before `deadlines.start_s`."""
+        """Stop a process that serves: until it is replaced, or until it is suspect (or a push has waited for it
+        about as long). One that starts would not be noticed before `deadlines.start_s`."""
         self.until(lambda: self._all_serve(kind.partition(" ")[0]))
         victim = chance.choice(self.processes(kind.partition(" ")[0]))
         name = worker_of(victim)
         victim.suspend()
         try:
             if kind.endswith("moment"):
-                self.until(lambda: self._state(name) == "suspect")
+                woken_by = time.monotonic() + MOMENT_S
+                self.until(lambda: self._state(name) == "suspect" or time.monotonic() > woken_by)
             else:
                 self._until_replaced(victim.pid, name)
         finally:
