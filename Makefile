@@ -19,7 +19,7 @@ demo: setup ## RLHF of a real language model from real human ratings (under 15 m
 
 test: lint ## Formatting, lint, types, unit tests, then tests on the real stack
 	$(BIN)/python -m pytest -m "not real"
-	$(BIN)/python -m pytest -m real
+	$(BIN)/python -m pytest -m real --durations=25
 
 chaos: setup ## Kill and stall 30 processes of a tiny run, one after the other (SEED=0, FAULTS=30)
 	@$(BIN)/python -m tests.end_to_end.chaos --seed $(or $(SEED),0) --faults $(or $(FAULTS),30)
