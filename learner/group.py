@@ -53,11 +53,8 @@ class LearnerGroup:
 
     async def _start(self) -> None:
         self._processes = await self._ask("identity", what="starting", deadline_s=self._setup.deadline_s)
-        address, port = await answer(
-            self._actors[0].rendezvous.remote(),
-            who="learner rank 0",
-            what="starting",
-            deadline_s=self._setup.deadline_s,
+        [(address, port)] = await self._ask(
+            "rendezvous", what="starting", deadline_s=self._setup.deadline_s, num_ranks=1
         )
         collective_s = max(self._setup.deadline_s, self._learn_s, self._push_s) + LONGER_S
         await self._ask(
@@ -157,8 +154,10 @@ class LearnerGroup:
         async with self._turn:
             return await self._ask(method, *arguments, what=what, deadline_s=deadline_s)
 
-    async def _ask(self, method: str, *arguments: Any, what: str, deadline_s: float) -> list[Any]:
-        """Call every rank and wait for all; the first error ends the wait."""
+    async def _ask(
+        self, method: str, *arguments: Any, what: str, deadline_s: float, num_ranks: int | None = None
+    ) -> list[Any]:
+        """Call every rank, or the first ones, and wait for all; the first error ends the wait."""
         calls = [
             asyncio.ensure_future(
                 answer(
@@ -168,7 +167,7 @@ class LearnerGroup:
                     deadline_s=deadline_s,
                 )
             )
-            for rank, actor in enumerate(self._actors)
+            for rank, actor in enumerate(self._actors[:num_ranks])
         ]
         try:
             return list(await asyncio.gather(*calls))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -182,6 +183,25 @@ def test_a_restart_does_not_wait_for_a_call_that_a_silent_rank_holds_up(
     run_virtually(scenario())
     assert len(launched) == 2
     assert started == [pytest.approx(1.0)]
+
+
+def test_a_rank_that_dies_while_ranks_find_each_other_is_a_lost_learner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which is started again, not the end of the run."""
+
+    class DiesAtRendezvous(FakeRank):
+        def __getattr__(self, method: str) -> FakeRank:
+            return FakeRank(failing(RayError("worker died")) if method == "rendezvous" else done)
+
+    monkeypatch.setattr(LearnerGroup, "_launch", lambda group: [DiesAtRendezvous(done)])
+
+    async def scenario() -> None:
+        group = LearnerGroup(cast(LearnerSetup, SimpleNamespace(deadline_s=9)), [], learn_s=1, push_s=1)
+        with pytest.raises(LearnerLost, match="learner rank 0 died"):
+            await group.start()
+
+    run_virtually(scenario())
 
 
 class MortalRank(FakeRank):
