@@ -140,6 +140,7 @@ class Chaos:
         elif kind in STALLS:
             self._stall(kind, chance)
         elif kind == ENGINE:
+            self.until(lambda: self._all_serve("rollout"))  # one that starts has no engine yet
             victim = next(p for p in self.processes("rollout") if worker_of(p) == TO_BREAK)
             break_file(self.folder).touch()
             self._until_replaced(victim.pid, TO_BREAK)
