@@ -27,15 +27,32 @@ class WeightRelay:
     def __init__(self) -> None:
         self._manifest: WeightManifest | None = None
         self._bytes: Any = None
+        self._node = ""
+        self._reader: Any = None
 
     def fetch(self, manifest: WeightManifest) -> Any:
         """A reference to all bytes of the buffer, which Ray hands to a worker as `weights`."""
         if self._manifest is not manifest:
-            place = NodeAffinitySchedulingStrategy(manifest.node, soft=False)
-            read: Any = ray.remote(num_cpus=0, max_retries=0)(_read)
-            self._bytes = read.options(scheduling_strategy=place).remote(manifest.path, manifest.num_bytes)
+            if self._node != manifest.node:
+                self._reader, self._node = _reader_on(manifest.node), manifest.node
+            self._bytes = self._reader.read.remote(manifest.path, manifest.num_bytes)
             self._manifest = manifest
         return self._bytes
+
+
+class _Reader:
+    """A process on the learner's node that reads for it. A task of its own for every version would be a process
+    to start for most: Ray ends those that are idle."""
+
+    def read(self, path: str, num_bytes: int) -> Any:
+        return _read(path, num_bytes)
+
+
+def _reader_on(node: str) -> Any:
+    """Should it die, Ray starts it again."""
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    remote: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Reader)
+    return remote.options(scheduling_strategy=place).remote()
 
 
 @contextmanager
