@@ -64,4 +64,4 @@ def test_a_function_without_an_end_to_its_memory_or_its_time_is_named_and_replac
     )
     assert "reward-odd-0 did not answer within 10 s (scoring)" in slept
     assert "odd_reward.py" in slept, "where the function hangs"
-    assert [event.partition(":")[0] for event in events] == ["reward-odd-0 died", "reward-odd-0 died"]
+    assert [event.partition(":")[0] for event in events] == ["reward-odd-0 died", "reward-odd-0 serves"] * 2

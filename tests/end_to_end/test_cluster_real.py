@@ -12,7 +12,7 @@ from tests.end_to_end import reward_functions
 from tests.end_to_end.chaos import DEADLINE_S, ENDLESS
 from tests.end_to_end.leash_process import Ended, LeashProcess, leash, records
 from tests.end_to_end.ray_cluster import RayCluster, with_other_torch
-from tests.end_to_end.tiny_recipe import write_tiny_recipe
+from tests.end_to_end.tiny_recipe import LETTER_E, write_tiny_recipe
 from tests.orchestration.jobs.job_client import check_contract
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(200)]
@@ -86,10 +86,9 @@ def test_a_submitted_recipe_is_trained(
     cluster: RayCluster, tiny_model: Path, prompts_file: Path, tmp_path: Path
 ) -> None:
     """With a module of rewards that it brings along. What no retry mends is not tried again."""
-    recipe = write_tiny_recipe(tmp_path / "recipe.toml", ENDLESS, model=tiny_model, prompts=prompts_file)
     rewards = Path(reward_functions.__file__)
-    text = recipe.read_text(encoding="utf-8").replace(reward_functions.__name__, rewards.stem)
-    recipe.write_text(text, encoding="utf-8")
+    changes = LETTER_E.replace(reward_functions.__name__, rewards.stem) + ENDLESS
+    recipe = write_tiny_recipe(tmp_path / "recipe.toml", changes, model=tiny_model, prompts=prompts_file)
 
     def submit(run: str, *overrides: str) -> Ended:
         options: list[str | Path] = ["--address", cluster.dashboard, "--run", tmp_path / run]
