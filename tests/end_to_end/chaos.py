@@ -14,10 +14,11 @@ import random
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,28 @@ class Chaos:
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait while the run lives."""
         self._process.wait_until(condition, DEADLINE_S)
+
+
+@contextmanager
+def slowed(process: psutil.Process) -> Iterator[None]:
+    """It runs for a fifth of the time, as on a host that has too much to do."""
+    is_over = threading.Event()
+
+    def slow_down() -> None:
+        with suppress(psutil.NoSuchProcess):
+            while not is_over.is_set():
+                process.suspend()
+                time.sleep(0.4)
+                process.resume()
+                is_over.wait(0.1)
+
+    slowing = threading.Thread(target=slow_down)
+    slowing.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        slowing.join()
 
 
 def break_file(run: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.chaos import DEADLINE_S, ENDLESS, NODE_CPUS, Chaos, worker_of
+from tests.end_to_end.chaos import DEADLINE_S, ENDLESS, NODE_CPUS, Chaos, slowed, worker_of
 from tests.end_to_end.hosts import Hosts, require_hosts
 from tests.end_to_end.leash_process import Ended, leash, records
 from tests.end_to_end.ray_cluster import RayCluster, with_other_torch
@@ -24,7 +24,7 @@ ON_HOSTS = (
     "learner.zero_stage=2",
     "learner.resources.num_cpus=1.2",  # two do not fit on a host
     "rollout.resources.num_cpus=0.5",  # beside a rank there is room for one
-    # What is late with a host is overtaken.
+    # What is late on a host is overtaken.
     *("trainer.order=completion", "trainer.max_lag=2"),
     *("algorithm.importance_sampling=token", "deadlines.rollout_s=600"),
 )
@@ -74,6 +74,9 @@ def seen(tiny_model: Path, prompts_file: Path, tmp_path_factory: pytest.TempPath
             metrics = subprocess.run(read, capture_output=True, text=True, check=True).stdout
             elsewhere = leash("resume", chaos.folder, log=home / "elsewhere.log", enter=hosts.add().enter)
 
+            late = next(p for p in chaos.processes("rollout") if worker_of(p) == "rollout-2")
+            with slowed(late):
+                chaos.until(lambda: any(record["groups_overtaken"] for record in records(chaos.folder)))
             chaos.strike("node", random.Random(0))
             chaos.order("scale", "rollout=2")
             chaos.until(lambda: len(chaos.processes("rollout")) == 2)
