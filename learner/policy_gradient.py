@@ -200,8 +200,8 @@ class PolicyGradient:
             case RLOOConfig(scale_advantages=scaled):
                 advantages_B = leave_one_out_advantages(rewards_BT.sum(1), batch.group_ids_B)
                 if scaled:
-                    scale = 1 / (moments(advantages_B)[1] + STD_EPSILON)
-                    advantages_B = advantages_B * scale
+                    spread = moments(advantages_B)[1] + STD_EPSILON
+                    advantages_B, scale = advantages_B / spread, 1 / spread
             case GRPOConfig(scale_by_std=scale_by_std):
                 advantages_B = group_advantages(
                     rewards_BT.sum(1), batch.group_ids_B, scale_by_std=scale_by_std

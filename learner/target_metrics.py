@@ -32,8 +32,8 @@ def target_metrics(targets: Targets, mask_BT: Tensor) -> dict[str, float]:
 def whitened(values_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, float]:
     """Shifted and scaled to mean 0 and variance 1 over the trained tokens of all ranks; and the scale."""
     mean, std = moments(values_BT[mask_BT])
-    scale = 1 / (std + STD_EPSILON)
-    return (values_BT - mean) * scale, scale
+    spread = std + STD_EPSILON
+    return (values_BT - mean) / spread, 1 / spread
 
 
 def moments(values: Tensor) -> tuple[float, float]:
