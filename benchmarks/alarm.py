@@ -3,9 +3,9 @@
     python -m benchmarks.alarm [--only exclamations ordinary] [--seeds 0 1 2] [--steps 20] [--into runs/alarm]
     python -m benchmarks.alarm --from-folders runs/a runs/b     # look at runs that are there; train nothing
 
-Trains the recipe movie-reviews-rloo once for each cheat and seed: its reward gives way to one of
-`benchmarks.alarm_rewards`, and the KL penalty to nothing; it learns faster. The gold reward is VADER's sentiment,
-recorded and not trained on. `ordinary` is the recipe as it is. Runs that are finished are not trained again.
+Trains alarm_cheat.toml once for each cheat and seed, on one of `benchmarks.alarm_rewards`. Gold is what the model of
+human ratings and VADER say, recorded and not trained on. `ordinary` is the recipe movie-reviews-rloo as it is. Runs
+that are finished are not trained again.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from orchestration.alarm.review import Review, review
 ORDINARY = "ordinary"
 CHEATS = ("exclamations", "phrase", "length", "brevity")
 REPOSITORY = Path(__file__).parents[1]
+CHEAT_RECIPE = "benchmarks/alarm_cheat.toml"
 
 
 def main() -> None:
@@ -66,10 +67,6 @@ def overrides_of(name: str, seed: int, steps: int) -> list[str]:
         return common
     return [
         *common,
-        "kl.kl_coef=0.0",
-        "learner.learning_rate=2e-3",  # three times the recipe's, so that cheating fits into few steps
-        "reward_model=none",
-        "rewards.0.kind=function",
         f"rewards.0.name={name}",
         f"rewards.0.function=benchmarks.alarm_rewards:{name}",
     ]
@@ -78,7 +75,8 @@ def overrides_of(name: str, seed: int, steps: int) -> list[str]:
 def _train(name: str, seed: int, steps: int, folder: Path) -> None:
     if (folder / "summary.json").is_file():
         return
-    command = [sys.executable, "-m", "orchestration.cli", "train", "movie-reviews-rloo"]
+    recipe = "movie-reviews-rloo" if name == ORDINARY else CHEAT_RECIPE
+    command = [sys.executable, "-m", "orchestration.cli", "train", recipe]
     resume = ["--resume"] if (folder / "recipe.toml").is_file() else []
     subprocess.run(
         [*command, *overrides_of(name, seed, steps), "--run", str(folder), *resume],
