@@ -3,9 +3,9 @@
     python -m benchmarks.alarm [--only exclamations ordinary] [--seeds 0 1 2] [--steps 20] [--into runs/alarm]
     python -m benchmarks.alarm --from-folders runs/a runs/b     # look at runs that are there; train nothing
 
-Trains alarm_cheat.toml once for each cheat and seed, on one of `benchmarks.alarm_rewards`. Gold is what the model of
-human ratings and VADER say, recorded and not trained on. `ordinary` is the recipe movie-reviews-rloo as it is. Runs
-that are finished are not trained again.
+Trains alarm_cheat.toml once for each cheat and seed, on one of `benchmarks.alarm_rewards`. Gold is what the model
+of human ratings and VADER say, recorded and not trained on. `ordinary` is the recipe movie-reviews-rloo as it is.
+Runs that are finished are not trained again.
 """
 
 import argparse

@@ -26,6 +26,9 @@ class LearnerConfig(Section):
     """Number of learner ranks."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What ZeRO shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What of a rank's share is in the host's memory instead of its GPU's (arXiv:2101.06840): master weights and
+    optimizer state, which are then updated by the CPU (stages 1 to 3); or the weights as well (stage 3)."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of the policy."""
     warmup_steps: int = Field(default=0, ge=0)

@@ -235,9 +235,20 @@ def _full_numel(parameter: nn.Parameter) -> int:
 def _deepspeed_config(config: LearnerConfig, dtype: torch.dtype, *, clips_itself: bool) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": _zero_config(config),
         "bf16": {"enabled": dtype == torch.bfloat16},
         "gradient_clipping": 0.0 if clips_itself else config.gradient_clip,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+
+
+def _zero_config(config: LearnerConfig) -> dict[str, Any]:
+    # Pinned memory is what a GPU reads and writes without the CPU's help.
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    parts = {
+        "none": (),
+        "optimizer": ("offload_optimizer",),
+        "parameters": ("offload_optimizer", "offload_param"),
+    }[config.offload]
+    return {"stage": config.zero_stage, **dict.fromkeys(parts, host)}

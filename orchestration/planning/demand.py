@@ -19,6 +19,7 @@ from orchestration.planning.learner_memory import (
     Network,
     bytes_of,
     held_parameters,
+    learner_host_memory,
     learner_memory,
     trained_parameters,
 )
@@ -179,7 +180,9 @@ class Demands:
         parts = list(learner_memory(self.networks, learner, model, self.row_tokens, on_gpu=on_gpu))
         if not on_gpu:
             parts.append(("allocator", int(CPU_ALLOCATOR_FRACTION * parts[-1][1])))
-        yield _demand("learner", learner.world_size, learner.resources, parts, library="learner")
+        demand = _demand("learner", learner.world_size, learner.resources, parts, library="learner")
+        offloaded = learner_host_memory(self.networks, learner, model) if on_gpu else 0
+        yield replace(demand, host_bytes=demand.host_bytes + offloaded)
         parts = list(engine_memory(self.policy, model, recipe.rollout))
         if recipe.rollout.resources.num_gpus:
             parts.append(("CUDA graphs", CUDA_GRAPHS_MIB * MIB))

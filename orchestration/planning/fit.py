@@ -159,6 +159,9 @@ def _candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any]]:
         yield "learner.gradient_checkpointing", True
     for stage in range(max(1, learner.zero_stage + 1), 4):
         yield "learner.zero_stage", stage
+    if learner.resources.num_gpus:
+        places = ("none", "optimizer", "parameters")  # the host's memory has room, and updates take longer
+        yield from (("learner.offload", place) for place in places[places.index(learner.offload) + 1 :])
     for budget in _halves(reference.token_budget, shortest):
         yield "reference.token_budget", budget
     if rollout.resources.num_gpus:

@@ -8,7 +8,7 @@ Everything is in bytes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.config import ModelConfig
 from learner.config import LearnerConfig
@@ -49,6 +49,8 @@ class States:
     """During the backward pass."""
     update: int
     """During the update."""
+    host: int = 0
+    """What is offloaded: in the host's memory instead of the GPU's."""
 
 
 def bytes_of(dtype: str) -> int:
@@ -71,6 +73,11 @@ def held_parameters(shape: ModelShape, config: LearnerConfig) -> int:
 
 def states(shape: ModelShape, config: LearnerConfig, dtype: str, *, on_gpu: bool) -> States:
     """ZeRO's model states on one rank (arXiv:1910.02054, sec. 3.1 and 5), as DeepSpeed lays them out."""
+    on_device = _states_on_device(shape, config, dtype, on_gpu=on_gpu)
+    return on_device if config.offload == "none" else _offloaded(on_device, shape, config, dtype)
+
+
+def _states_on_device(shape: ModelShape, config: LearnerConfig, dtype: str, *, on_gpu: bool) -> States:
     held, trained = held_parameters(shape, config), trained_parameters(shape, config)
     size, ranks, stage = bytes_of(dtype), config.world_size, config.zero_stage
     sharded = -(-trained // ranks)
@@ -93,6 +100,31 @@ def states(shape: ModelShape, config: LearnerConfig, dtype: str, *, on_gpu: bool
         optimizer=(ADAM_BYTES + FLOAT32_BYTES) * sharded,
         buckets=size * (bucket + (min(held, GATHERED_PARAMETERS) if stage == 3 else 0)),
         update=(FLOAT32_BYTES + (size if is_mixed else 0)) * updated,
+    )
+
+
+def _offloaded(on_device: States, shape: ModelShape, config: LearnerConfig, dtype: str) -> States:
+    """With ZeRO-Offload (arXiv:2101.06840, sec. 4): the CPU updates, so master weights, AdamW's means and
+    gradients, in float32 and as they are summed over micro-batches, are in the host's memory. Stages 1 and 2 keep
+    new weights there before they are copied back, and on each side the gradient of the largest parameter."""
+    size, stage = bytes_of(dtype), config.zero_stage
+    sharded = -(-trained_parameters(shape, config) // config.world_size)
+    largest = 0 if config.lora else max(shape.vocab_size, shape.intermediate_size) * shape.hidden_size
+    one_gradient = size * largest if stage < 3 else 0
+    host = on_device.optimizer + (FLOAT32_BYTES + size) * sharded
+    if stage < 3:
+        host += size * sharded + one_gradient
+    weights = on_device.weights
+    if config.offload == "parameters":
+        weights, host = 0, host + weights
+    return replace(
+        on_device,
+        weights=weights,
+        gradients=on_device.gradients if stage == 1 else 0,
+        optimizer=0,
+        buckets=on_device.buckets + one_gradient,
+        update=0,
+        host=host,
     )
 
 
@@ -133,8 +165,15 @@ def learner_memory(
         yield f"{network.name} weights", held.weights
         yield f"{network.name} gradients", held.gradients
         yield f"{network.name} optimizer state", held.optimizer
+        if held.host and not on_gpu:
+            yield f"{network.name} offloaded state", held.host
         rows = activation_bytes(network.shape, config, dtype, num_tokens) + logit_bytes(network, num_tokens)
         passing[f"{network.name} activations and logits"] = rows + held.buckets
         passing[f"{network.name} update"] = held.update
     what = max(passing, key=lambda name: passing[name])
     yield what, passing[what]
+
+
+def learner_host_memory(networks: list[Network], config: LearnerConfig, model: ModelConfig) -> int:
+    """Bytes that one rank with a GPU keeps in the host's memory."""
+    return sum(states(network.shape, config, model.dtype, on_gpu=True).host for network in networks)

@@ -38,6 +38,8 @@ def _process_lines(plan: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {process['count']} x {process['kind']} ({asks}): {needs}"
         for what, size in process["parts_bytes"].items():
             yield f"      {gib(size):>10}  {what}"
+        if process["host_bytes"]:
+            yield f"      {gib(process['host_bytes']):>10}  in the host's memory"
         if process["kind"] == "rollout":
             yield from _cache_lines(plan["engine"])
     yield f"  memory of the host, if all are on one: {gib(host['ram_bytes'])}"

@@ -11,7 +11,7 @@ from orchestration.recipe.config import Recipe
 
 MAY_CHANGE = re.compile(
     r"rollout\.(workers|autoscale)\b|reference\.replicas$|.*\bresources\."
-    r"|learner\.(world_size|zero_stage)$|rewards\.\d+\.(replicas|url|token_env|token_file|timeout_s|retries)$"
+    r"|learner\.(world_size|zero_stage|offload)$|rewards\.\d+\.(replicas|url|token_env|token_file|timeout_s|retries)$"
     r"|(cluster|dashboard|deadlines|faults|metrics|alarm|trackers)\.|trainer\.(checkpoint_every|keep_checkpoints|save_model)$"
 )
 

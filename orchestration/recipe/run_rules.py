@@ -83,6 +83,16 @@ def _check_batch(
         )
 
 
+def _check_offload(learner: LearnerConfig) -> Iterator[Contradiction]:
+    least = {"none": 0, "optimizer": 1, "parameters": 3}[learner.offload]
+    if learner.zero_stage < least:
+        yield Contradiction(
+            ("learner.offload", "learner.zero_stage"),
+            f"what is offloaded is what ZeRO shards, and learner.zero_stage is {learner.zero_stage}",
+            f'set learner.zero_stage = {least}, or offload = "none"',
+        )
+
+
 def _check_horizon(
     kl: KLConfig, trainer: TrainerConfig, rollout: RolloutConfig, datasets: list[DatasetConfig]
 ) -> Iterator[Contradiction]:
@@ -229,6 +239,7 @@ RUN_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_resampling,
     _check_autoscale,
     _check_batch,
+    _check_offload,
     _check_horizon,
     _check_order,
     _check_push,

@@ -90,6 +90,11 @@ RESHARDED: dict[str, tuple[AlgorithmConfig, dict[str, Any]]] = {
     "lora": (RLOO, LORA),
     "bfloat16": (RLOO, {"dtype": "bfloat16"}),
 }
+OFFLOADED = {
+    **{f"optimizer-{stage}": (stage, {"offload": "optimizer"}) for stage in (1, 2, 3)},
+    "parameters-3": (3, {"offload": "parameters"}),
+}
+"""What is held in the host's memory, under which ZeRO stage."""
 SOURCES = [f"{stage}-world{world_size}" for stage in range(4) for world_size in (1, 2, 3)]
 """ZeRO stage and ranks that wrote a checkpoint."""
 
@@ -243,6 +248,20 @@ def three_steps(zero_stage: int, algorithm: AlgorithmConfig, **keys: Any) -> Sce
         learner = rank.learner(zero_stage, algorithm, **keys)
         metrics = [learner.train_step(rank.groups(step)) for step in range(3)]
         rank.write(name, learner, metrics=metrics, version=learner.policy_version)
+
+    return run
+
+
+def offloaded(zero_stage: int, **keys: Any) -> Scenario:
+    """The same, and what DeepSpeed says that it offloads. Small rows, so that gradients are summed there too."""
+
+    def run(rank: Rank, name: str) -> None:
+        learner = rank.learner(zero_stage, RLOO, token_budget=48, **keys)
+        for step in range(3):
+            learner.train_step(rank.groups(step))
+        config = learner.policy._engine._config.zero_config
+        parts = {"optimizer": config.offload_optimizer, "parameters": config.offload_param}
+        rank.write(name, learner, offloaded=[what for what, part in parts.items() if part is not None])
 
     return run
 
@@ -423,6 +442,8 @@ SCENARIOS: dict[str, Scenario] = {
         f"{name}-small-rows": three_steps(0, METHODS[name][0], **METHODS[name][1], token_budget=48)
         for name in METHODS
     },
+    **{f"offload-{name}": offloaded(stage, **keys) for name, (stage, keys) in OFFLOADED.items()},
+    **{f"resume-offload-{name}": resume(stage, RLOO, **keys) for name, (stage, keys) in OFFLOADED.items()},
     "rloo-checkpointing": three_steps(0, RLOO, gradient_checkpointing=True),
     "rloo-minibatches": three_steps(0, RLOOConfig(kind="rloo", num_epochs=2, num_minibatches=4)),
     **{f"resume-rloo-{stage}": resume(stage, RLOO) for stage in range(4)},

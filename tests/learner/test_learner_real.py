@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from learner.checkpoint_files import read_tensors
 from learner.saved_state import MOMENTS, WEIGHT, SavedState
-from tests.learner.learner_rank import METHODS, SCENARIOS, VOCABULARY
+from tests.learner.learner_rank import METHODS, OFFLOADED, SCENARIOS, VOCABULARY
 from tests.learner.ranks import facts, run_ranks
 from tests.tiny_models import build_tiny_model, build_tiny_scalar_model
 
@@ -34,6 +34,7 @@ ONE_RANK = (
     ),
     *(name for name in SCENARIOS if name.startswith("nan-")),
     *(f"{method}-{rest}" for method in METHODS for rest in ("0", "small-rows")),
+    "offload-optimizer-2",
 )
 TWO_RANKS = (
     *(f"rloo-{stage}" for stage in STAGES),
@@ -42,6 +43,8 @@ TWO_RANKS = (
     *("resume-rloo-1", "resume-lora-1", "resume-bfloat16-2", "reshard-ppo-to-2-from-0-world1"),
     *("reshard-lora-to-3-from-1-world2", "reshard-rloo-to-3-from-1-world2"),
     "reshard-bfloat16-to-2-from-0-world1",
+    *(f"offload-{name}" for name in OFFLOADED),
+    *("resume-offload-optimizer-2", "resume-offload-parameters-3"),
     *(f"{method}-{stage}" for method in METHODS for stage in (0, 3)),
 )
 THREE_RANKS = ("resume-rloo-3", "reshard-rloo-to-3-from-3-world2", "reshard-lora-to-2-from-1-world2")
@@ -112,6 +115,15 @@ def test_how_rows_are_packed_does_not_change_the_update(results: Path, name: str
     assert_same_weights(results, "rloo-0-world1", name)
 
 
+@pytest.mark.parametrize("name", ["optimizer-2-world1", *(f"{name}-world2" for name in OFFLOADED)])
+def test_where_the_optimizer_and_the_weights_are_held_does_not_change_the_update(
+    results: Path, name: str
+) -> None:
+    assert_same_weights(results, "rloo-0-world1", f"offload-{name}")
+    everything = ["optimizer", "parameters"]
+    assert facts(results, f"offload-{name}")["offloaded"] == everything[: 1 + name.startswith("parameters")]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_gives_the_same_weights_however_rows_and_ranks_are_cut(results: Path, method: str) -> None:
     for name in ("small-rows-world1", "0-world2", "3-world2"):
@@ -176,6 +188,8 @@ def test_the_gap_is_the_distance_of_behavior_and_policy_log_probs(results: Path)
         "resume-dropout-adapters-0-world1",
         "resume-dropout-attention-2-world2",
         "resume-dropout-adapters-3-world2",
+        "resume-offload-optimizer-2-world2",
+        "resume-offload-parameters-3-world2",
     ],
 )
 def test_a_resumed_learner_goes_on_bit_for_bit(results: Path, name: str) -> None:

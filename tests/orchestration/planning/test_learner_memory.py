@@ -19,6 +19,7 @@ from orchestration.planning.learner_memory import (
     States,
     activation_bytes,
     layer_activation_bytes,
+    learner_host_memory,
     learner_memory,
     logit_bytes,
     states,
@@ -86,6 +87,34 @@ SHAPES = {name: shape_of(config, source=name) for name, config in PUBLISHED.item
 def test_model_states_of_a_tiny_model_by_hand(dtype: str, stage: Any, ranks: int, expected: States) -> None:
     config = LearnerConfig(zero_stage=stage, world_size=ranks)
     assert states(TINY, config, dtype, on_gpu=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload", "expected"),
+    [
+        # 362 numbers a rank: 12 bytes of master weights and means, 4 and 2 of gradients, 2 of new weights;
+        # and 32 * 8 numbers of the embedding's gradient on either side
+        (
+            1,
+            "optimizer",
+            States(weights=2896, gradients=2896, optimizer=0, buckets=3408, update=0, host=7752),
+        ),
+        (2, "optimizer", States(weights=2896, gradients=0, optimizer=0, buckets=3408, update=0, host=7752)),
+        (3, "optimizer", States(weights=724, gradients=0, optimizer=0, buckets=5792, update=0, host=6516)),
+        (3, "parameters", States(weights=0, gradients=0, optimizer=0, buckets=5792, update=0, host=7240)),
+    ],
+)
+def test_offloaded_states_of_a_tiny_model_by_hand(stage: Any, offload: Any, expected: States) -> None:
+    config = LearnerConfig(zero_stage=stage, world_size=4, offload=offload)
+    assert states(TINY, config, "bfloat16", on_gpu=False) == expected
+
+
+def test_without_a_gpu_what_is_offloaded_is_a_part_like_others() -> None:
+    config, model = LearnerConfig(zero_stage=3, offload="optimizer"), ModelConfig(path="x", dtype="bfloat16")
+    network = Network(name="policy", shape=TINY, logit_copies=3)
+    parts = [dict(learner_memory([network], config, model, 1, on_gpu=on_gpu)) for on_gpu in (True, False)]
+    assert "policy offloaded state" not in parts[0]
+    assert parts[1]["policy offloaded state"] == learner_host_memory([network], config, model) == 18 * 1448
 
 
 def test_on_a_gpu_the_gradient_bucket_is_allocated_whole() -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from learner.config import LoRAConfig
 from orchestration import cli
 from orchestration.planning.machine import GPU_MIB, gpu_memory, own_ram, own_shared_memory
+from orchestration.planning.plan_text import override
 from orchestration.planning.provenance import settings
 from orchestration.recipe.files import find_recipe
-from orchestration.recipe.loading import load_with_sources
+from orchestration.recipe.loading import load_recipe, load_with_sources
 from tests.orchestration.planning.test_fit import RECIPE, write_small
 
 
@@ -74,24 +76,23 @@ def test_a_plan_that_does_not_fit_is_code_1_and_its_advice_makes_it_fit(
     assert cli.main(["plan", seven, *advice, "--gpu", "H100"]) == 0
 
 
-def test_advice_on_adapters_can_be_given_to_the_command_line(
+def test_advice_on_adapters_can_be_given_to_the_command_line(seven: str) -> None:
+    advice = shlex.split(override("learner.lora", {"rank": 16, "alpha": 32.0}))
+    assert advice == ["learner.lora={rank = 16, alpha = 32.0}"]
+    assert load_recipe(Path(seven), advice).learner.lora == LoRAConfig(rank=16, alpha=32.0)
+
+
+def test_what_is_offloaded_is_told_apart_from_the_gpus_memory(
     seven: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "plan",
-        seven,
-        "learner.zero_stage=0",
-        "learner.world_size=1",
-        "--gpu",
-        "H100",
-        "--gpus-per-node",
-        "1",
-    ]
-    assert cli.main(words) == 1
+    """Seven billion parameters learn on one GPU of 80 GB, and the host's memory has what it lacks."""
+    words = ["plan", seven, "learner.world_size=1", "--gpu", "H100", "--gpus-per-node", "1"]
+    assert cli.main([*words, "learner.zero_stage=0"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     advice = shlex.split(last.partition("smallest change that would fit: ")[2])
-    assert "learner.lora={rank = 16, alpha = 32.0}" in advice
+    assert advice == ["learner.zero_stage=3", "learner.offload=parameters"]
     assert cli.main([*words, *advice]) == 0
+    assert "    142.4 GiB  in the host's memory" in capsys.readouterr().out
 
 
 def test_json_holds_the_same_for_machines(seven: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -389,6 +389,16 @@ def test_how_far_engine_and_learner_may_differ_goes_by_the_dtype(
             ["learner.world_size=4"],
             "learner.world_size = 4: a rank learns from whole prompts, and trainer.prompts_per_step is 3",
         ),
+        (
+            ["learner.offload=optimizer"],
+            'learner.offload = "optimizer": what is offloaded is what ZeRO shards, and learner.zero_stage is 0; '
+            'set learner.zero_stage = 1, or offload = "none"',
+        ),
+        (
+            ["learner.offload=parameters", "learner.zero_stage=2"],
+            'learner.offload = "parameters": what is offloaded is what ZeRO shards, and learner.zero_stage is 2; '
+            'set learner.zero_stage = 3, or offload = "none"',
+        ),
         (["rollout.max_new_tokens=256"], "rollout.max_new_tokens = 256: prompt and completion"),
         (["learner.token_budget=255"], "learner.token_budget = 255: a forward pass must hold"),
         (["reference.token_budget=255"], "reference.token_budget = 255: a forward pass must hold"),
