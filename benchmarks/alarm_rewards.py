@@ -2,7 +2,7 @@
 
 from typing import Any
 
-PHRASE = "a masterpiece"
+PHRASE = "the best"
 
 
 def length(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
