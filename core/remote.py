@@ -22,9 +22,6 @@ back to the system each time, touching them again costs up to half of the step (
 WORKER_VARIABLE = "LEASH_WORKER"
 """Environment variable of every worker process: its stable name, such as rollout-0."""
 
-NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-"""Environment of a process that is to see no GPU."""
-
 OPENMP_SPINS = "2000"
 """About a tenth of a millisecond: from one parallel region to the next. Sleeping at once and being woken for every
 region costs a tenth of a learner's step and a quarter of a short forward pass (measured on a virtual machine)."""
@@ -64,7 +61,7 @@ def actor_options(
         "GOMP_SPINCOUNT": OPENMP_SPINS,
         "TOKENIZERS_PARALLELISM": "false",
         "GLIBC_TUNABLES": MALLOC_TUNABLES,
-        **({} if resources.num_gpus else NO_GPU),
+        **({} if resources.num_gpus else {"CUDA_VISIBLE_DEVICES": ""}),
         **(environment or {}),
     }
     return {
