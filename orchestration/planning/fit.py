@@ -35,8 +35,7 @@ class Problem:
 def problems(demands: Demands, machine: Machine) -> list[Problem]:
     """What keeps the recipe from running on the machine."""
     found = [*_gpu_problems(demands, machine), *_engine_problems(demands, machine)]
-    found += [*_host_problems(demands, machine), *_group_problems(demands.recipe)]
-    return found
+    return [*found, *_host_problems(demands, machine)]
 
 
 def smallest_change(recipe: Recipe, machine: Machine) -> Changes | None:
@@ -137,15 +136,6 @@ def _host_problems(demands: Demands, machine: Machine) -> Iterator[Problem]:
             who="host",
             text=f"host: a weight push takes {gib(demands.push_bytes)} of /dev/shm, and it holds "
             f"{gib(machine.shm_bytes)}; enlarge it (docker run --shm-size, mount -o remount,size=)",
-        )
-
-
-def _group_problems(recipe: Recipe) -> Iterator[Problem]:
-    """What follows from NCCL."""
-    learner = recipe.learner
-    if learner.world_size > 1 and 0 < learner.resources.num_gpus < 1:
-        yield Problem(
-            who="learner", text="learner: NCCL takes no two ranks on one GPU; give each a whole one"
         )
 
 

@@ -130,10 +130,6 @@ def test_with_changes_refuses_what_no_recipe_could_say(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (
-            ["learner.resources.num_gpus=0.5", "learner.token_budget=2048"],
-            "NCCL takes no two ranks on one GPU",
-        ),
         (["rollout.resources.num_gpus=0.5"], "gpu_memory_fraction is 0.85, and it asks Ray for 0.5"),
         (["rollout.gpu_memory_fraction=0.05"], "less than one sequence of 2048 tokens"),
         (["rollout.resources.num_gpus=16"], "one engine asks for 16 GPUs, and a node has 8"),
