@@ -19,7 +19,7 @@ def device_of(table: str, resources: Resources) -> str:
         reason = (
             "is built for CPUs; install the GPU builds of torch and vLLM there"
             if torch.version.cuda is None
-            else f"finds none, which CUDA {torch.version.cuda} can use; look at the driver with `leash doctor` there"
+            else f"finds none that CUDA {torch.version.cuda} can use; look at the driver with `leash doctor`"
         )
         raise UserError(
             f"{table}.resources.num_gpus = {resources.num_gpus:g}: torch {torch.__version__} on "

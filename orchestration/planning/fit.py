@@ -103,6 +103,15 @@ def _engine_problems(demands: Demands, machine: Machine) -> Iterator[Problem]:
             text=f"rollout: rollout.gpu_memory_fraction is {rollout.gpu_memory_fraction:g}, and it asks Ray for "
             f"{engine.gpu_share:g} of a GPU: others are placed on the rest",
         )
+    if rollout.resources.shares_gpu and machine.gpu_bytes is not None:
+        need = engine.total_bytes + rollout.kv_cache_gib * GIB
+        room = int(engine.gpu_share * machine.gpu_bytes)
+        if need > room:
+            yield Problem(
+                who="rollout",
+                text=f"rollout: needs {gib(need)} with its key-value cache, and {engine.gpu_share:g} of a GPU has "
+                f"{gib(room)}",
+            )
     if rollout.resources.num_gpus > machine.gpus_per_node:
         yield Problem(
             who="rollout",
@@ -151,11 +160,11 @@ def _candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any]]:
         yield "learner.zero_stage", stage
     for budget in _halves(reference.token_budget, shortest):
         yield "reference.token_budget", budget
-    if rollout.resources.num_gpus:
-        yield from _engine_candidates(recipe, machine)
-    else:
+    if rollout.resources.num_gpus == 0 or rollout.resources.shares_gpu:
         for cache_gib in _halves(rollout.kv_cache_gib, 1):
             yield "rollout.kv_cache_gib", cache_gib
+    if rollout.resources.num_gpus:
+        yield from _engine_candidates(recipe, machine)
     if learner.lora is not None and not reference.adapters_off:
         yield "reference.adapters_off", True
     for workers in _halves(rollout.workers, 1):

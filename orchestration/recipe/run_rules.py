@@ -194,7 +194,9 @@ def _check_devices(
             )
     if learner.world_size > 1 and 0 < learner.resources.num_gpus < 1:
         yield Contradiction(
-            ("learner.resources.num_gpus", "learner.world_size"), "NCCL takes no two ranks on one GPU", "set 1"
+            ("learner.resources.num_gpus", "learner.world_size"),
+            "NCCL takes no two ranks on one GPU",
+            "set 1",
         )
 
 

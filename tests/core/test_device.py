@@ -18,7 +18,7 @@ def test_who_asked_for_no_gpu_gets_none_whatever_the_machine_has(monkeypatch: py
     ("cuda", "reason"),
     [
         (None, "is built for CPUs; install the GPU builds"),
-        ("13.0", "finds none, which CUDA 13.0 can use; look at the driver"),
+        ("13.0", "finds none that CUDA 13.0 can use; look at the driver"),
     ],
 )
 def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_on_the_processor(

@@ -35,7 +35,7 @@ def test_ranks_see_no_gpu_and_who_starts_them_sees_what_it_saw(
             return {"tuning_loss_first": 1.0, "tuning_loss_last": 0.5}
 
     class Context:
-        def Pipe(self, *, duplex: bool) -> tuple[End, End]:  # noqa: N802 (multiprocessing's name)
+        def Pipe(self, *, duplex: bool) -> tuple[End, End]:
             return End(), End()
 
         Process = FakeProcess
