@@ -176,9 +176,9 @@ class RolloutConfig(Section):
     max_concurrent_sequences: int = Field(default=64, ge=1)
     """Sequences that one engine decodes at a time."""
     kv_cache_gib: int = Field(default=1, ge=1)
-    """Key-value cache of one engine on a CPU, in GiB."""
+    """Key-value cache of one engine in GiB, on a CPU or on a GPU that it shares (`resources.num_gpus` below 1)."""
     gpu_memory_fraction: float = Field(default=0.85, gt=0, le=1)
-    """Share of a GPU's memory that one engine may take."""
+    """Share of a GPU's memory that one engine may take, its key-value cache included if the GPU is its own."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs that one engine is spread over."""
     autoscale: AutoscaleConfig | None = None

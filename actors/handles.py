@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.config import ReferenceConfig, RewardConfig, RolloutConfig
+from actors.config import ReferenceConfig, RewardConfig
+from actors.engine_options import engine_environment
 from actors.fleet import Fleet
 from actors.weight_relay import WeightRelay
 from actors.worker import ActorSetup, RolloutWorker, ScorerWorker
@@ -86,7 +87,7 @@ class RolloutHandle(_Handle):
         """`near_node`: Ray's id of the learner's node, whose memory is shared; elsewhere `relay` brings weights.
         None: wherever there is room. Ray's autoscaler starts no node for a worker that names one."""
         rollout = setup.rollout
-        options = actor_options(name, rollout.resources, _engine_environment(rollout))
+        options = actor_options(name, rollout.resources, engine_environment(rollout))
         place: Any = "DEFAULT"
         if near_node is not None:
             place = NodeAffinitySchedulingStrategy(near_node, soft=True, _spill_on_unavailable=True)
@@ -154,17 +155,3 @@ class ScorerFleet(Fleet[ScorerHandle]):
             except RewardError:
                 continue
         return await self.call(lambda replica: replica.score(completion))
-
-
-def _engine_environment(rollout: RolloutConfig) -> dict[str, str]:
-    """vLLM's settings that are environment variables. One process, no compilation: see the design notes."""
-    environment = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    if rollout.resources.num_gpus == 0:
-        environment |= {"VLLM_CPU_KVCACHE_SPACE": str(rollout.kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
-        if rollout.tensor_parallel > 1:  # vLLM would want a NUMA node for each shard
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    return environment

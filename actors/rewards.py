@@ -34,8 +34,9 @@ def load_reward(config: RewardConfig, path: Path | None, model_path: Path, model
             assert path is not None, "reward models are found before processes start"
             # torch stays out of processes that only call a function or a server.
             from actors.reward_model import RewardModel
+            from core.device import device_of
 
-            device = "cuda" if config.resources.num_gpus else "cpu"
+            device = device_of(f"rewards ({config.name})", config.resources)
             return RewardModel(path, model_path, model, device=device)
         case RewardFunctionReward():
             return FunctionReward(config.function, memory_gib=config.memory_gib)

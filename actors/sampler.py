@@ -20,6 +20,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.adapter_pull import ADAPTERS, adapter_options
 from actors.config import RolloutConfig
+from actors.engine_options import engine_options
 from actors.engine_stats import EngineStats
 from actors.weight_pull import SHARED_MEMORY, register
 from core.config import ModelConfig
@@ -72,17 +73,7 @@ class Sampler:
                 model=str(model_path),
                 trust_remote_code=False,
                 load_format="safetensors",
-                dtype=model.dtype,  # type: ignore[arg-type]
-                max_model_len=model.max_model_len,
-                max_num_seqs=rollout.max_concurrent_sequences,
-                max_num_batched_tokens=max(4096, model.max_model_len),
-                tensor_parallel_size=rollout.tensor_parallel,
-                gpu_memory_utilization=rollout.gpu_memory_fraction,
-                enforce_eager=rollout.resources.num_gpus == 0,
-                # Seeded requests crash vLLM's CPU sampler when their prompts are prefilled in chunks.
-                enable_chunked_prefill=False,
-                # The distribution that was sampled from, so after temperature.
-                logprobs_mode="processed_logprobs",
+                **engine_options(model, rollout),
                 **(pull if adapter_rank is None else adapter_options(model_path, adapter_rank)),
             ),
             stat_loggers=[lambda config, index: self.stats],

@@ -15,7 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from core.errors import WorkerError
-from core.weights import WeightManifest, new_buffer_path
+from core.weights import WeightManifest, new_buffer_path, write_buffer
 
 
 class WeightRelay:
@@ -57,10 +57,12 @@ def _reader_on(node: str) -> Any:
 
 @contextmanager
 def brought_here(manifest: WeightManifest, weights: Any) -> Iterator[WeightManifest]:
-    """The same version as a buffer in this node's shared memory, for as long as it takes to load it."""
+    """The same version as a buffer in this node's shared memory, for as long as it takes to load it.
+
+    Raises `WorkerError` if it has no room."""
     path = new_buffer_path()
     try:
-        path.write_bytes(memoryview(weights))
+        write_buffer(path, weights)
         yield replace(manifest, path=str(path))
     finally:
         path.unlink(missing_ok=True)

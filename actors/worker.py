@@ -52,12 +52,16 @@ class RolloutWorker:
     def ready(self) -> str:
         """Start the engine; Ray's id of the node that it is on. Not done earlier for the reason of `ScorerWorker`.
 
-        Raises `UserError` on a node that runs other versions, `WorkerError` if the engine does not start.
+        Raises `UserError` on a node that runs other versions or lacks the GPU, `WorkerError` if the engine does not
+        start.
         """
         setup = self._setup
         require_versions(setup.driver_versions, {node_address(): versions()})
-        # vLLM stays out of every other process: importing it takes ten seconds.
-        from actors.sampler import Sampler
+        # torch stays out of the driver, and vLLM out of every other process: importing it takes ten seconds.
+        from core.device import device_of
+
+        device_of("rollout", setup.rollout.resources)  # a CPU build of vLLM would take the GPUs' recipe, too
+        from actors.sampler import Sampler  # heavy, see above
 
         try:
             self._sampler = Sampler(
@@ -124,7 +128,7 @@ class ScorerWorker:
     async def ready(self) -> None:
         """Load the model. Not done while the process is made, because Ray would wrap a `UserError` of that.
 
-        Raises `UserError` on a node that runs other versions.
+        Raises `UserError` on a node that runs other versions or lacks the GPU.
         """
         setup, config = self._setup, self._config
         require_versions(setup.driver_versions, {node_address(): versions()})
@@ -132,8 +136,9 @@ class ScorerWorker:
             # torch stays out of the driver, which only needs this module's handles, and of functions' processes.
             from actors.decoding import decoding_of
             from actors.reference import ReferenceScorer
+            from core.device import device_of
 
-            device = "cuda" if config.resources.num_gpus else "cpu"
+            device = device_of("reference", config.resources)
             self._scorer: Any = ReferenceScorer(
                 setup.model_path, setup.model, decoding=decoding_of(setup.rollout), device=device
             )

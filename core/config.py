@@ -22,6 +22,11 @@ class Resources(Section):
     threads: int = Field(default=2, ge=1)
     """Threads of the process's matrix products (OMP_NUM_THREADS). Ray alone would set 1."""
 
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether others may compute on the process's GPU."""
+        return 0 < self.num_gpus < 1
+
 
 class ModelConfig(Section):
     """The language model that the policy and the reference start from."""

@@ -52,7 +52,7 @@ def actor_options(
     a moment while they wait.
 
     Left to itself Ray gives an actor one thread, and OpenMP keeps idle threads spinning on cores that the
-    other parts need.
+    other parts need. Who asks for no GPU it shows all of the node's, which libraries would take.
     """
     variables = {
         WORKER_VARIABLE: worker,
@@ -61,6 +61,7 @@ def actor_options(
         "GOMP_SPINCOUNT": OPENMP_SPINS,
         "TOKENIZERS_PARALLELISM": "false",
         "GLIBC_TUNABLES": MALLOC_TUNABLES,
+        **({} if resources.num_gpus else {"CUDA_VISIBLE_DEVICES": ""}),
         **(environment or {}),
     }
     return {

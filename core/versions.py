@@ -41,9 +41,9 @@ def require_versions(driver: Versions, by_node: Mapping[str, Versions]) -> None:
 
 def differences(driver: Versions, by_node: Mapping[str, Versions]) -> Iterator[str]:
     """A sentence for each node that does not run what the driver runs."""
-    here = _comparable(driver)
+    here = comparable(driver)
     for node, found in by_node.items():
-        there = _comparable(found)
+        there = comparable(found)
         unlike = [
             f"{library} {there.get(library, 'is missing')} (here {here.get(library, 'missing')})"
             for library in sorted({*here, *there})
@@ -56,6 +56,6 @@ def differences(driver: Versions, by_node: Mapping[str, Versions]) -> Iterator[s
             )
 
 
-def _comparable(found: Versions) -> dict[str, str]:
+def comparable(found: Versions) -> dict[str, str]:
     """Without what may differ between a CPU and a GPU node: torch's +cpu, and the name of vLLM's package."""
     return {library.removesuffix("-cpu"): version.partition("+")[0] for library, version in found.items()}

@@ -1,16 +1,19 @@
 """What a weight push consists of, as both of its ends see it: a manifest, and how a tensor is digested."""
 
 import os
+import socket
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from blake3 import blake3
 
-from core.errors import WorkerError
+from core.errors import UserError, WorkerError
 from core.messages import Float32s, Int32s
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -74,12 +77,38 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def new_buffer_path() -> Path:
-    """Where this process may put a buffer. What others have left behind is removed."""
+    """Where this process may put a buffer. What dead ones have left behind is removed, if it is this user's."""
     for buffer in SHARED_MEMORY.glob(f"{BUFFER_PREFIX}*"):
-        owner = int(buffer.name.removeprefix(BUFFER_PREFIX).split("-")[0])
-        if not psutil.pid_exists(owner):
-            buffer.unlink(missing_ok=True)
+        owner = buffer.name.removeprefix(BUFFER_PREFIX).partition("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            with suppress(OSError):  # everybody may put files here, and nobody remove another's
+                buffer.unlink(missing_ok=True)
     return SHARED_MEMORY / f"{BUFFER_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def make_buffer(path: Path, num_bytes: int) -> torch.Tensor:
+    """A new buffer as bytes, for this user's eyes alone, with all of its memory taken at once.
+
+    Raises `UserError` if there is not so much: noticed while it is written, that would kill the process (SIGBUS).
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError as error:
+        path.unlink()
+        raise UserError(_no_room(path, num_bytes, error)) from error
+    finally:
+        os.close(descriptor)
+    return map_buffer(str(path), num_bytes)
+
+
+def write_buffer(path: Path, weights: Any) -> None:
+    """A new buffer with these bytes, for this user's eyes alone. Raises `WorkerError` if there is no room."""
+    try:
+        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as buffer:
+            buffer.write(weights)
+    except OSError as error:
+        raise WorkerError(_no_room(path, memoryview(weights).nbytes, error)) from error
 
 
 def map_buffer(path: str, num_bytes: int) -> torch.Tensor:
@@ -124,6 +153,13 @@ def verified_tensors(
         if digest(tensor) != entry.digest:
             raise WorkerError(f"weight push: tensor {name} arrived with other bytes than the learner wrote")
     return tensors
+
+
+def _no_room(path: Path, num_bytes: int, error: OSError) -> str:
+    return (
+        f"weight push: {path.parent} on {socket.gethostname()} does not take {num_bytes / 2**30:.2f} GiB "
+        f"({error.strerror}); enlarge it (docker run --shm-size, mount -o remount,size=, a pod's shared_memory_gib)"
+    )
 
 
 def _require_buffer(path: str, num_bytes: int) -> None:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def join_group(*, rank: int, world_size: int, address: str, port: int, deadline_s: float) -> None:
-    """Make this process a rank of the learner group: gloo on CPUs, NCCL on GPUs."""
+    """Make this process a rank of the learner group: gloo on CPUs, NCCL on GPUs. It may see no GPU but its own."""
     cuda = torch.cuda.is_available()
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world_size))
     os.environ.update(LOCAL_RANK="0", LOCAL_SIZE=str(world_size))

@@ -11,8 +11,10 @@ Dimension key: R rankings of a step or row, K texts of a ranking, S texts of a r
 N tokens of a row whose likelihood counts, V vocabulary, F hidden size.
 """
 
+import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -79,7 +81,8 @@ def tune_on_ranks(
             end, far_end = context.Pipe(duplex=False)
             work = (far_end, rank, port, folder, texts, ratings_S, config)
             processes.append(context.Process(target=_answer, args=work, daemon=True))
-            processes[-1].start()
+            with _no_gpus():
+                processes[-1].start()
             far_end.close()  # or its death would go unnoticed
             ends.append(end)
         answers = [_hear(rank, end) for rank, end in enumerate(ends)]
@@ -96,6 +99,20 @@ def tune_on_ranks(
         f"loss {figures['tuning_loss_first']:.3f} -> {figures['tuning_loss_last']:.3f}"
     )
     return figures
+
+
+@contextmanager
+def _no_gpus() -> Iterator[None]:
+    """For processes that start within: rows, losses and the first features are a processor's, and all ranks would
+    meet on the first GPU."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _hear(rank: int, end: Connection) -> Any:

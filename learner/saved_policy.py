@@ -12,7 +12,7 @@ import torch
 from core.messages import Int32s
 from core.models import TokenLogprobs, check_same_tokenizer, load_policy
 from core.packing import pack_row
-from core.weights import WeightManifest, digest, laid_out, map_buffer, new_buffer_path, view_tensors
+from core.weights import WeightManifest, digest, laid_out, make_buffer, new_buffer_path, view_tensors
 
 
 class SavedPolicy:
@@ -40,7 +40,7 @@ class SavedPolicy:
         layout = laid_out((name, tuple(p.shape), p.dtype) for name, p in parameters.items())
         num_bytes = layout[-1].offset_bytes + layout[-1].num_bytes
         entries = []
-        views = view_tensors(map_buffer(str(self._path), num_bytes), layout)
+        views = view_tensors(make_buffer(self._path, num_bytes), layout)
         for entry, (name, view) in zip(layout, views, strict=True):
             view.copy_(parameters[name])
             entries.append(replace(entry, digest=digest(view)))

@@ -19,7 +19,7 @@ from core.weights import (
     WeightManifest,
     digest,
     laid_out,
-    map_buffer,
+    make_buffer,
     new_buffer_path,
     view_tensors,
 )
@@ -99,7 +99,7 @@ class WeightPush:
         views = {}
         if self._rank == 0:
             if self._buffer is None:  # not before: a run that fails to start would leave it behind
-                self._buffer = map_buffer(str(self._path), self._num_bytes)
+                self._buffer = make_buffer(self._path, self._num_bytes)
             views = dict(view_tensors(self._buffer, self._layout))
         entries = []
         for entry, (_, parameter) in zip(self._layout, self._parameters(), strict=True):

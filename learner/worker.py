@@ -88,10 +88,12 @@ class LearnerWorker:
     def start(self, setup: LearnerSetup, address: str, port: int, collective_s: float) -> None:
         """Join the group and load the networks. `collective_s`: longest wait for the other ranks.
 
-        Raises `UserError` on a node that runs other versions.
+        Raises `UserError` on a node that runs other versions or lacks the GPU.
         """
         require_versions(setup.driver_versions, {node_address(): versions()})
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
+        from core.device import device_of  # heavy, see below
+
+        os.environ["DS_ACCELERATOR"] = device_of("learner", setup.config.resources)
         # Left to itself gloo tells other ranks the address that the host's name has here, which is often 127.0.0.1.
         if interface := node_interface():
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

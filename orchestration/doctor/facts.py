@@ -17,7 +17,8 @@ from orchestration.planning.machine import SHARED_MEMORY, own_ram
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 RAY_PORTS = (6379, 8265)
 """Where `ray start --head` listens: its control store, and its dashboard."""
-RAY_TOKEN = Path("~/.ray/auth_token")
+RAY_TOKEN = "~/.ray/auth_token"
+"""Where Ray looks for its token, unless RAY_AUTH_TOKEN_PATH names another place."""
 NVIDIA_SMI_S = 30
 
 
@@ -55,6 +56,8 @@ class Facts:
     gpus: tuple[Gpu, ...]
     gpu_error: str | None
     """What nvidia-smi said, if it is there and failed."""
+    ray_token: str
+    """Ray's token file, which need not be there."""
     ray_token_mode: int | None
     """Permission bits of Ray's token file, if there is one."""
     umask: int
@@ -69,7 +72,7 @@ def collect() -> Facts:
     memory = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
     existing = _first_existing(cache_folder())
     gpus, gpu_error = _gpus()
-    token = RAY_TOKEN.expanduser()
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or RAY_TOKEN).expanduser()
     return Facts(
         node=socket.gethostname(),
         python=platform.python_version(),
@@ -86,6 +89,7 @@ def collect() -> Facts:
         missing_assets=tuple(_missing(ASSETS)),
         gpus=gpus,
         gpu_error=gpu_error,
+        ray_token=str(token),
         ray_token_mode=token.stat().st_mode & 0o777 if token.is_file() else None,
         umask=_umask(),
         can_listen=_can_listen(0),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from core.versions import comparable
 from orchestration.doctor.facts import Facts
 
 GIB = 2**30
@@ -139,7 +140,7 @@ def _gpus(facts: Facts) -> Iterator[Finding]:
 def _secrets(facts: Facts) -> Iterator[Finding]:
     mode = facts.ray_token_mode
     if mode is not None and mode & PRIVATE:
-        fix = "chmod 600 ~/.ray/auth_token: whoever reads it can run code in your clusters"
+        fix = f"chmod 600 {facts.ray_token}: whoever reads it can run code in your clusters"
         yield Finding(node=facts.node, level="warning", what=f"Ray's token file has mode {mode:04o}", fix=fix)
     elif mode is not None:
         yield Finding(node=facts.node, level="ok", what=f"Ray's token file has mode {mode:04o}")
@@ -172,8 +173,9 @@ def _disagreements(nodes: Sequence[Facts]) -> Iterator[Finding]:
         "Python": [facts.python for facts in nodes],
         "LEASH_CACHE": [facts.cache for facts in nodes],
     }
-    for name in sorted({name for facts in nodes for name in facts.versions}):
-        values[name] = [facts.versions.get(name, "not installed") for facts in nodes]
+    versions = [comparable(facts.versions) for facts in nodes]
+    for name in sorted({name for found in versions for name in found}):
+        values[name] = [found.get(name, "not installed") for found in versions]
     for name, seen in values.items():
         if len(set(seen)) > 1:
             each = ", ".join(f"{facts.node} {value}" for facts, value in zip(nodes, seen, strict=True))

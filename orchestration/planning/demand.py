@@ -146,7 +146,7 @@ class Demands:
     def cache_bytes(self, gpu_bytes: int | None) -> int | None:
         """Room for keys and values, in one engine (on each of its GPUs); None if the GPU is not known."""
         demand, rollout = self.by_kind["rollout"], self.recipe.rollout
-        if not demand.on_gpu:
+        if not demand.on_gpu or rollout.resources.shares_gpu:
             return rollout.kv_cache_gib * GIB
         if gpu_bytes is None:
             return None

@@ -35,8 +35,7 @@ class Problem:
 def problems(demands: Demands, machine: Machine) -> list[Problem]:
     """What keeps the recipe from running on the machine."""
     found = [*_gpu_problems(demands, machine), *_engine_problems(demands, machine)]
-    found += [*_host_problems(demands, machine), *_group_problems(demands.recipe)]
-    return found
+    return [*found, *_host_problems(demands, machine)]
 
 
 def smallest_change(recipe: Recipe, machine: Machine) -> Changes | None:
@@ -104,6 +103,15 @@ def _engine_problems(demands: Demands, machine: Machine) -> Iterator[Problem]:
             text=f"rollout: rollout.gpu_memory_fraction is {rollout.gpu_memory_fraction:g}, and it asks Ray for "
             f"{engine.gpu_share:g} of a GPU: others are placed on the rest",
         )
+    if rollout.resources.shares_gpu and machine.gpu_bytes is not None:
+        need = engine.total_bytes + rollout.kv_cache_gib * GIB
+        room = int(engine.gpu_share * machine.gpu_bytes)
+        if need > room:
+            yield Problem(
+                who="rollout",
+                text=f"rollout: needs {gib(need)} with its key-value cache, and {engine.gpu_share:g} of a GPU has "
+                f"{gib(room)}",
+            )
     if rollout.resources.num_gpus > machine.gpus_per_node:
         yield Problem(
             who="rollout",
@@ -140,15 +148,6 @@ def _host_problems(demands: Demands, machine: Machine) -> Iterator[Problem]:
         )
 
 
-def _group_problems(recipe: Recipe) -> Iterator[Problem]:
-    """What follows from NCCL."""
-    learner = recipe.learner
-    if learner.world_size > 1 and 0 < learner.resources.num_gpus < 1:
-        yield Problem(
-            who="learner", text="learner: NCCL takes no two ranks on one GPU; give each a whole one"
-        )
-
-
 def _candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any]]:
     """Changes of one key each that save memory, the least harmful first."""
     learner, rollout, reference = recipe.learner, recipe.rollout, recipe.reference
@@ -164,11 +163,11 @@ def _candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any]]:
         yield from (("learner.offload", place) for place in places[places.index(learner.offload) + 1 :])
     for budget in _halves(reference.token_budget, shortest):
         yield "reference.token_budget", budget
-    if rollout.resources.num_gpus:
-        yield from _engine_candidates(recipe, machine)
-    else:
+    if rollout.resources.num_gpus == 0 or rollout.resources.shares_gpu:
         for cache_gib in _halves(rollout.kv_cache_gib, 1):
             yield "rollout.kv_cache_gib", cache_gib
+    if rollout.resources.num_gpus:
+        yield from _engine_candidates(recipe, machine)
     if learner.lora is not None and not reference.adapters_off:
         yield "reference.adapters_off", True
     for workers in _halves(rollout.workers, 1):

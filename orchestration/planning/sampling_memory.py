@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 
 from actors.config import RolloutConfig
+from actors.engine_options import PREFILL_TOKENS
 from core.config import ModelConfig
 from orchestration.planning.learner_memory import FLOAT32_BYTES, bytes_of
 from orchestration.planning.model_shape import ModelShape
 
 GIB = 2**30
-PREFILL_TOKENS = 4096
-"""Tokens that an engine takes in one step, at least (`actors/sampler.py`)."""
 SAMPLED_LOGIT_COPIES = 3
 """Of [sequences, V] in float32 while an engine samples: logits, probabilities, log-probs."""
 SCORED_LOGIT_COPIES = 2

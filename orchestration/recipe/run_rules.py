@@ -179,13 +179,34 @@ def _check_token_budgets(
             )
 
 
-def _check_devices(rollout: RolloutConfig) -> Iterator[Contradiction]:
+def _check_devices(
+    rollout: RolloutConfig, learner: LearnerConfig, reference: ReferenceConfig, rewards: list[RewardConfig]
+) -> Iterator[Contradiction]:
     gpus = rollout.resources.num_gpus
+    if gpus > 1 and gpus != int(gpus):
+        yield Contradiction(
+            ("rollout.resources.num_gpus",),
+            "Ray shares out one GPU, or gives whole ones",
+            f"set {int(gpus)} or {int(gpus) + 1}",
+        )
     if rollout.tensor_parallel > 1 and 0 < gpus < rollout.tensor_parallel:
         yield Contradiction(
             ("rollout.tensor_parallel", "rollout.resources.num_gpus"),
             f"an engine cannot be spread over more GPUs than its worker has, {gpus:g}",
             f"set {int(gpus) or 1}, or rollout.resources.num_gpus = {rollout.tensor_parallel}",
+        )
+    alone = {"learner": learner.resources, "reference": reference.resources}
+    alone |= {f"rewards.{index}": reward.resources for index, reward in enumerate(rewards)}
+    for table, resources in alone.items():
+        if resources.num_gpus > 1:
+            yield Contradiction(
+                (f"{table}.resources.num_gpus",), "a process of these computes on one GPU", "set 1"
+            )
+    if learner.world_size > 1 and 0 < learner.resources.num_gpus < 1:
+        yield Contradiction(
+            ("learner.resources.num_gpus", "learner.world_size"),
+            "NCCL takes no two ranks on one GPU",
+            "set 1",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from orchestration.recipe.config import Recipe
 from orchestration.recipe.text import resolved_toml
 from orchestration.rendering.documents import Document
-from orchestration.rendering.network import network_policies
+from orchestration.rendering.network import network_policies, reward_ports
 from orchestration.rendering.pods import RECIPE_FOLDER, RUNS, labels, pod
 from orchestration.rendering.sizing import completed
 from orchestration.rendering.values import PodSize, Values
@@ -28,7 +28,7 @@ SPOT_PRIORITY = 10
 def manifests(recipe: Recipe, values: Values) -> list[Document]:
     """Every object, in the order in which they are needed."""
     full = completed(values, recipe)
-    documents = [_recipe(recipe, full), _claim(full), *network_policies(full), _job(full)]
+    documents = [_recipe(recipe, full), _claim(full), *network_policies(full, reward_ports(recipe)), _job(full)]
     return [*documents, _pod_monitor(full)] if full.pod_monitor else documents
 
 

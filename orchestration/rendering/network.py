@@ -3,8 +3,12 @@
 Plain NetworkPolicy objects: KubeRay's own `networkPolicy` is an alpha feature that is off by default.
 """
 
+from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
+from actors.config import RewardServerReward
+from orchestration.recipe.config import Recipe
 from orchestration.rendering.documents import Document
 from orchestration.rendering.pods import (
     AUTOSCALER_METRICS_PORT,
@@ -17,12 +21,19 @@ from orchestration.rendering.values import Values
 
 API_SERVER_PORTS = (443, 6443)
 """Where the autoscaler reaches Kubernetes: which address that is, no policy can say portably."""
+DEFAULT_PORTS = {"http": 80, "https": 443}
 NODE_DNS_CACHE = "169.254.20.10/32"
 """Where Kubernetes' NodeLocal DNSCache listens: in the host's network, which no selector of pods covers."""
 
 
-def network_policies(values: Values) -> list[Document]:
-    """One for the head pod, one for all others."""
+def reward_ports(recipe: Recipe) -> list[int]:
+    """Of the reward servers elsewhere that the recipe names, each once."""
+    servers = [urlsplit(reward.url) for reward in recipe.rewards if isinstance(reward, RewardServerReward)]
+    return sorted({where.port or DEFAULT_PORTS[where.scheme] for where in servers})
+
+
+def network_policies(values: Values, ports_elsewhere: Sequence[int] = ()) -> list[Document]:
+    """One for the head pod, one for all others, who reach these ports of any address."""
     mine = {"app.kubernetes.io/instance": str(values.name)}
     siblings = {"podSelector": {"matchLabels": mine}}
     resolvers = [{"namespaceSelector": {}}, {"ipBlock": {"cidr": NODE_DNS_CACHE}}]
@@ -50,7 +61,11 @@ def network_policies(values: Values) -> list[Document]:
         "workers",
         {"matchLabels": mine, "matchExpressions": [others]},
         ingress=[{"from": [siblings]}, {"from": [prometheus], "ports": [_port(RAY_METRICS_PORT)]}],
-        egress=[{"to": [siblings]}, dns],
+        egress=[
+            {"to": [siblings]},
+            dns,
+            *([{"ports": [_port(port) for port in ports_elsewhere]}] if ports_elsewhere else []),
+        ],
     )
     return [head, workers]
 

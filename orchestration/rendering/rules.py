@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from actors.config import RewardServerReward
 from orchestration.assets import ASSET_PREFIX
 from orchestration.cluster.placement import Worker, workers_of
 from orchestration.planning.fit import gib
@@ -18,6 +19,7 @@ from orchestration.recipe.config import Recipe
 from orchestration.recipe.loading import load_recipe
 from orchestration.rendering.documents import Document
 from orchestration.rendering.kuberay import GIB, RECIPE_FILE
+from orchestration.rendering.network import reward_ports
 from orchestration.rendering.pods import GPU, RUNS
 from orchestration.rendering.sizing import demands_of, is_fixed, with_autoscale
 from orchestration.rendering.values import MAX_NAME_CHARACTERS, NAME_PATTERN
@@ -43,6 +45,7 @@ def problems(documents: list[Document], *, ray_version: str) -> list[str]:
         *_group_problems(cluster),
         *_access_problems(documents, cluster),
         *_run_problems(recipe, documents, job),
+        *_reward_server_problems(recipe, documents),
     ]
 
 
@@ -184,6 +187,27 @@ def _run_problems(recipe: Recipe, documents: list[Document], job: Document) -> I
             yield f"recipe: {key} = {path}: no pod has it; copy it to the run volume, and name it below {RUNS}/"
 
 
+def _reward_server_problems(recipe: Recipe, documents: list[Document]) -> Iterator[str]:
+    """Servers elsewhere that no pod could reach, or that would not believe it."""
+    policies = [document["spec"] for document in documents if document["kind"] == "NetworkPolicy"]
+    opened = {
+        port["port"]
+        for policy in policies
+        if _selects(policy["podSelector"], _rollout_labels(documents))
+        for rule in policy.get("egress", ())
+        for port in (() if "to" in rule else rule["ports"])
+    }
+    for port in reward_ports(recipe):
+        if port not in opened:
+            yield f"rewards: no network policy lets rollout pods reach port {port} of a reward server"
+    for index, reward in enumerate(recipe.rewards):
+        if isinstance(reward, RewardServerReward) and reward.token_env:
+            yield (
+                f"recipe: rewards.{index}.token_env = {reward.token_env}: no pod has it; copy the token to the run "
+                f"volume, and name it in token_file"
+            )
+
+
 def _pods(cluster: Document) -> Iterator[tuple[str, Document]]:
     """Name and spec of every pod template."""
     yield "head", cluster["headGroupSpec"]["template"]["spec"]
@@ -204,6 +228,13 @@ def _need(worker: Worker) -> Room:
 def _fits(worker: Worker, room: Room) -> bool:
     cpus, gpus = _need(worker)
     return cpus <= room[0] + 1e-6 and gpus <= room[1] + 1e-6
+
+
+def _rollout_labels(documents: list[Document]) -> dict[str, str]:
+    job = next(document for document in documents if document["kind"] == "RayJob")
+    group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][-1]
+    labels: dict[str, str] = group["template"]["metadata"]["labels"]
+    return labels
 
 
 def _gib(quantity: str) -> float | None:
@@ -228,5 +259,5 @@ def _paths(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for position, inner in enumerate(value):
             yield from _paths(inner, (*key, str(position)))
-    elif key[-1] == "path" and value:
+    elif key[-1] in ("path", "token_file") and value:
         yield ".".join(key), value

@@ -1,5 +1,8 @@
 """The digest of a tensor, and tensors that look into one buffer."""
 
+import errno
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -7,8 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import WorkerError
-from core.weights import TensorEntry, digest, laid_out, map_buffer, verified_tensors, view_tensors
+from core.errors import UserError, WorkerError
+from core.weights import (
+    BUFFER_PREFIX,
+    SHARED_MEMORY,
+    TensorEntry,
+    digest,
+    laid_out,
+    make_buffer,
+    map_buffer,
+    new_buffer_path,
+    verified_tensors,
+    view_tensors,
+    write_buffer,
+)
 
 
 def entry(name: str, tensor: torch.Tensor, offset_bytes: int) -> TensorEntry:
@@ -110,3 +125,56 @@ def test_tensors_are_laid_out_one_after_the_other_from_cache_line_to_cache_line(
     )
     assert [(e.offset_bytes, e.num_bytes) for e in (first, second, third)] == [(0, 60), (64, 64), (128, 4)]
     assert (first.name, first.dtype, first.shape) == ("a", "float32", (3, 5))
+
+
+def is_private(path: Path) -> bool:
+    return stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_new_buffer_is_its_users_and_takes_its_memory_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "buffer"
+    before = os.umask(0o022)
+    try:
+        buffer = make_buffer(path, 2**20)
+        write_buffer(tmp_path / "brought", buffer.numpy())
+    finally:
+        os.umask(before)
+    assert len(buffer) == 2**20
+    assert path.stat().st_blocks * 512 >= 2**20
+    assert is_private(path)
+    assert is_private(tmp_path / "brought")
+    assert (tmp_path / "brought").read_bytes() == bytes(2**20)
+
+
+def test_too_little_shared_memory_is_an_error_and_not_the_end_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(UserError, match=r"does not take 3\.00 GiB \(No space left on device\); enlarge it"):
+        make_buffer(tmp_path / "buffer", 3 * 2**30)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(WorkerError, match=r"/dev on .* does not take 0\.00 GiB \(File exists\)"):
+        write_buffer(Path("/dev/null"), b"weights")
+
+
+def test_files_of_others_in_shared_memory_are_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever uses the machine may put files there: with any name, and such that only they may remove."""
+    strange = SHARED_MEMORY / f"{BUFFER_PREFIX}nobody"
+    theirs = SHARED_MEMORY / f"{BUFFER_PREFIX}{2**22 + 1}-theirs"  # Linux counts processes to 2^22
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    try:
+        strange.touch()
+        theirs.touch()
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", refuse)
+            assert not new_buffer_path().exists()
+        assert strange.exists()
+    finally:
+        strange.unlink()
+        theirs.unlink()

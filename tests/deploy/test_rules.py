@@ -173,3 +173,35 @@ def test_there_are_as_many_pods_as_the_run_may_come_to_have_rollout_workers() ->
     assert group_of(found, "learner")["rayStartParams"]["num-cpus"] == "1"
     assert group_of(found, "rollout")["maxReplicas"] == 6
     assert problems(found, ray_version=RAY_VERSION) == []
+
+
+def with_reward_server(token: str, url: str = "http://10.0.0.7:8300/a") -> list[Document]:
+    server = f'{{kind = "http", name = "helpful", url = "{url}", {token}}}'
+    recipe = load_recipe(find_recipe("movie-reviews-rloo"), [f"rewards=[{server}]", "reward_model=none"])
+    return manifests(recipe, Values())
+
+
+@pytest.mark.parametrize(
+    ("url", "port"), [("http://10.0.0.7:8300/a", 8300), ("http://reward", 80), ("https://reward/a", 443)]
+)
+def test_pods_reach_the_reward_servers_of_the_recipe_and_their_tokens(url: str, port: int) -> None:
+    found = with_reward_server('token_file = "/runs/token"', url)
+    assert problems(found, ray_version=RAY_VERSION) == []
+    _, workers = (document["spec"] for document in found if document["kind"] == "NetworkPolicy")
+    assert workers["egress"][-1] == {"ports": [{"protocol": "TCP", "port": port}]}
+    workers["egress"].pop()
+    assert problems(found, ray_version=RAY_VERSION) == [
+        f"rewards: no network policy lets rollout pods reach port {port} of a reward server"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        ('token_env = "REWARD_TOKEN"', "rewards.0.token_env = REWARD_TOKEN: no pod has it; copy the token"),
+        ('token_file = "/home/me/token"', "rewards.0.token_file = /home/me/token: no pod has it; copy it to"),
+    ],
+)
+def test_a_token_that_no_pod_has_is_named(token: str, expected: str) -> None:
+    (problem,) = problems(with_reward_server(token), ray_version=RAY_VERSION)
+    assert expected in problem

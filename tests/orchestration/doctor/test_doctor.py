@@ -33,6 +33,7 @@ print([name for name in ("torch", "vllm", "ray", "transformers", "deepspeed") if
 def test_facts_of_this_machine_are_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LEASH_CACHE", str(tmp_path / "not" / "there" / "yet"))
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()
     token.write_text("secret")
@@ -50,6 +51,11 @@ def test_facts_of_this_machine_are_its_own(monkeypatch: pytest.MonkeyPatch, tmp_
     assert len(found.missing_assets) == 2
     assert found.can_listen
     assert "secret" not in repr(found)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "elsewhere"))
+    assert collect().ray_token_mode is None
+    (tmp_path / "elsewhere").touch(0o604)
+    os.chmod(tmp_path / "elsewhere", 0o604)
+    assert (collect().ray_token, collect().ray_token_mode) == (str(tmp_path / "elsewhere"), 0o604)
 
 
 def test_a_port_that_somebody_listens_on_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ HEALTHY = Facts(
     missing_assets=(),
     gpus=(),
     gpu_error=None,
+    ray_token="/home/me/token",
     ray_token_mode=0o600,
     umask=0o022,
     can_listen=True,
@@ -74,7 +75,7 @@ def test_a_healthy_machine_has_nothing_to_mend() -> None:
         ({"missing_assets": ("asset x: not in the cache",)}, "warning", "asset x", "make setup"),
         ({"gpu_error": "driver mismatch"}, "problem", "nvidia-smi: driver mismatch", "repair the driver"),
         ({"gpus": (H100,)}, "warning", "1 x NVIDIA H100 80GB HBM3, 79.6 GiB", "GPU builds"),
-        ({"ray_token_mode": 0o644}, "warning", "mode 0644", "chmod 600 ~/.ray/auth_token"),
+        ({"ray_token_mode": 0o644}, "warning", "mode 0644", "chmod 600 /home/me/token"),
         ({"umask": 0o277}, "problem", "umask 0277", "set umask 022"),
         ({"can_listen": False}, "problem", "127.0.0.1", "allow local TCP listeners"),
     ],
@@ -116,8 +117,13 @@ def test_nodes_must_have_the_same_versions() -> None:
     (finding,) = bad(HEALTHY, other, replace(HEALTHY, node="c"))
     assert finding.node == "cluster"
     assert finding.level == "problem"
-    assert finding.what == "torch differs: a 2.13.0+cpu, b 2.12.0, c 2.13.0+cpu"
+    assert finding.what == "torch differs: a 2.13.0, b 2.12.0, c 2.13.0"
     assert bad(HEALTHY, replace(HEALTHY, node="b")) == []
+
+
+def test_builds_of_one_version_for_cpus_and_for_gpus_agree() -> None:
+    """As they do for the driver (`core/versions.py`): a head without a GPU is common."""
+    assert bad(HEALTHY, replace(ON_GPUS, node="b")) == []
 
 
 def test_a_cache_elsewhere_is_a_warning() -> None:

@@ -20,6 +20,13 @@ def test_the_cache_of_an_engine_is_what_its_share_of_the_gpu_leaves(tmp_path: Pa
     assert demands.cached_sequences(80 * GIB) == cache // (2048 * 57344)
 
 
+def test_the_cache_on_a_gpu_that_is_shared_is_what_the_recipe_says(tmp_path: Path) -> None:
+    shared = ["rollout.resources.num_gpus=0.5", "rollout.gpu_memory_fraction=0.5", "rollout.kv_cache_gib=3"]
+    demands = Demands(seven(tmp_path, *shared))
+    assert demands.cache_bytes(80 * GIB) == 3 * GIB
+    assert demands.cached_sequences(80 * GIB) == 3 * GIB // (2048 * 57344)
+
+
 def test_tensor_parallel_engines_share_weights_and_key_value_heads(tmp_path: Path) -> None:
     spread = Demands(seven(tmp_path, "rollout.tensor_parallel=8", "rollout.resources.num_gpus=8"))
     parts = dict(spread.by_kind["rollout"].parts)

@@ -130,11 +130,11 @@ def test_with_changes_refuses_what_no_recipe_could_say(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (
-            ["learner.resources.num_gpus=0.5", "learner.token_budget=2048"],
-            "NCCL takes no two ranks on one GPU",
-        ),
         (["rollout.resources.num_gpus=0.5"], "gpu_memory_fraction is 0.85, and it asks Ray for 0.5"),
+        (
+            ["rollout.resources.num_gpus=0.5", "rollout.gpu_memory_fraction=0.5", "rollout.kv_cache_gib=80"],
+            "GiB with its key-value cache, and 0.5 of a GPU has 89.5 GiB",
+        ),
         (["rollout.gpu_memory_fraction=0.05"], "less than one sequence of 2048 tokens"),
         (["rollout.resources.num_gpus=16"], "one engine asks for 16 GPUs, and a node has 8"),
         (
@@ -154,6 +154,10 @@ def test_what_cannot_run_together_is_a_problem(tmp_path: Path, overrides: list[s
     ("overrides", "change"),
     [
         (["rollout.resources.num_gpus=16"], {"rollout.resources.num_gpus": 8.0}),
+        (
+            ["rollout.resources.num_gpus=0.5", "rollout.gpu_memory_fraction=0.5", "rollout.kv_cache_gib=80"],
+            {"rollout.kv_cache_gib": 40},
+        ),
         (["rollout.resources.num_gpus=8", "rollout.tensor_parallel=8"], {"rollout.tensor_parallel": 4}),
         (["rollout.resources.num_gpus=4", "rollout.tensor_parallel=3"], {"rollout.tensor_parallel": 4}),
         (

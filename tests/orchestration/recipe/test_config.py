@@ -410,6 +410,21 @@ def test_how_far_engine_and_learner_may_differ_goes_by_the_dtype(
             ["rollout.resources.num_gpus=1", "rollout.tensor_parallel=2"],
             "rollout.tensor_parallel = 2: an engine cannot be spread over more GPUs than its worker has, 1",
         ),
+        (
+            ["rollout.resources.num_gpus=2.5"],
+            "rollout.resources.num_gpus = 2.5: Ray shares out one GPU, or gives whole ones; set 2 or 3",
+        ),
+        *(
+            (
+                [f"{table}.resources.num_gpus=2"],
+                f"{table}.resources.num_gpus = 2.0: a process of these computes on one GPU; set 1",
+            )
+            for table in ("learner", "reference", "rewards.0")
+        ),
+        (
+            ["learner.resources.num_gpus=0.5", "learner.world_size=2"],
+            "learner.resources.num_gpus = 0.5: NCCL takes no two ranks on one GPU; set 1",
+        ),
         (["rewards.0.weight=0"], "rewards.0.weight = 0.0: the score is the weighted sum"),
         (
             ['rewards=[{kind="model", name="m", path="/m"}, {kind="model", name="m", path="/n"}]'],
@@ -494,6 +509,8 @@ def test_contradictory_sections_are_refused(minimal: Path, overrides: list[str],
         ["rollout.max_new_tokens=255", "learner.token_budget=256", "reference.token_budget=256"],
         ["rollout.resources.num_gpus=2", "rollout.tensor_parallel=2"],
         ["rollout.resources.num_gpus=0.5"],
+        ["learner.resources.num_gpus=0.5"],
+        ["learner.resources.num_gpus=1", "learner.world_size=2", "rewards.0.resources.num_gpus=1"],
         [MODEL_REWARD, "algorithm.kind=ppo", "rollout.group_size=1"],
         ["reward_model.split_seed=1", "prompts.split_seed=1"],
         ["model.dtype=bfloat16"],
