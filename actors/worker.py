@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.batching import DynamicBatcher
-from actors.config import ReferenceConfig, RewardConfig, RolloutConfig
+from actors.config import ReferenceConfig, RewardConfig, RewardModelReward, RolloutConfig
 from actors.engine_loop import EngineLoop
 from actors.weight_relay import brought_here
 from core.config import ModelConfig
 from core.errors import WorkerError
+from core.hub import ModelSource, model_folder
 from core.messages import Completion, Demonstration, SampleRequest
 from core.remote import node_address, node_id
 from core.threads import busy_threads
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class ActorSetup:
     """What every actor needs to know of the model and of the driver."""
 
-    model_path: Path
+    model_source: ModelSource
     model: ModelConfig
     rollout: RolloutConfig
     adapter_rank: int | None = None
@@ -52,16 +53,18 @@ class RolloutWorker:
     def ready(self) -> str:
         """Start the engine; Ray's id of the node that it is on. Not done earlier for the reason of `ScorerWorker`.
 
-        Raises `UserError` on a node that runs other versions, `WorkerError` if the engine does not start.
+        Raises `UserError` on a node that runs other versions or cannot get the model, `WorkerError` if the engine
+        does not start.
         """
         setup = self._setup
         require_versions(setup.driver_versions, {node_address(): versions()})
+        model_path = model_folder(setup.model_source, node=node_address())
         # vLLM stays out of every other process: importing it takes ten seconds.
         from actors.sampler import Sampler
 
         try:
             self._sampler = Sampler(
-                setup.model_path,
+                model_path,
                 setup.model,
                 setup.rollout,
                 adapter_rank=setup.adapter_rank,
@@ -115,16 +118,17 @@ class ScorerWorker:
         self,
         setup: ActorSetup,
         config: ReferenceConfig | RewardConfig,
-        path: Path | None,
+        source: ModelSource | None,
     ) -> None:
+        """`source`: of a reward model."""
         self._setup = setup
         self._config = config
-        self._path = path
+        self._source = source
 
     async def ready(self) -> None:
         """Load the model. Not done while the process is made, because Ray would wrap a `UserError` of that.
 
-        Raises `UserError` on a node that runs other versions.
+        Raises `UserError` on a node that runs other versions or cannot get the model.
         """
         setup, config = self._setup, self._config
         require_versions(setup.driver_versions, {node_address(): versions()})
@@ -134,16 +138,25 @@ class ScorerWorker:
             from actors.reference import ReferenceScorer
 
             device = "cuda" if config.resources.num_gpus else "cpu"
+            model_path = model_folder(setup.model_source, node=node_address())
             self._scorer: Any = ReferenceScorer(
-                setup.model_path, setup.model, decoding=decoding_of(setup.rollout), device=device
+                model_path, setup.model, decoding=decoding_of(setup.rollout), device=device
             )
         else:
-            # Users' functions, which the driver does not load.
-            from actors.rewards import load_reward
-
-            self._scorer = load_reward(config, self._path, setup.model_path, setup.model)
+            self._scorer = self._load_reward(config)
         budget = getattr(config, "token_budget", FUNCTION_BATCH_TOKENS)
         self._batcher = DynamicBatcher(self._scorer.score, cost=lambda c: len(c.token_ids_T), budget=budget)
+
+    def _load_reward(self, config: RewardConfig) -> Any:
+        # Users' functions, which the driver does not load.
+        from actors.rewards import load_reward
+
+        setup, path, model_path = self._setup, None, Path()
+        if isinstance(config, RewardModelReward):  # the others read no model
+            assert self._source is not None, "reward models are found before processes start"
+            path = model_folder(self._source, node=node_address())
+            model_path = model_folder(setup.model_source, node=node_address())
+        return load_reward(config, path, model_path, setup.model)
 
     async def score(self, completion: Completion | Demonstration) -> Any:
         try:
