@@ -6,8 +6,11 @@ HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from core.errors import UserError
 
@@ -53,19 +56,9 @@ def model_folder(source: ModelSource, *, node: str | None = None) -> Path:
     """
     if isinstance(source, Path):
         return source
-    # Half a second of imports, for those who name a model on the Hub.
-    from huggingface_hub import snapshot_download
-
     try:
-        folder = Path(
-            snapshot_download(
-                source.name,
-                revision=source.revision,
-                allow_patterns=list(FETCHED),
-                ignore_patterns=list(LEFT_OUT),
-            )
-        )
-    except Exception as error:  # its own, those of the file system, and those of whatever it speaks HTTP with
+        folder = _fetched(source)
+    except Exception as error:  # its own, those of the file system, and those of what it speaks HTTP with
         raise _refusal(source, node, _reason(source, error)) from error
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise _refusal(
@@ -98,6 +91,31 @@ def how_to_pin(name: str, *, kind: str = "model") -> str:
     return f'revision = "{info.sha}", the newest now (which {command})'
 
 
+def _fetched(model: HubModel) -> Path:
+    """The folder in the cache, complete."""
+    # Half a second of imports, for those who name a model on the Hub.
+    from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, snapshot_download
+
+    fetch: Any = partial(
+        snapshot_download,
+        model.name,
+        revision=model.revision,
+        allow_patterns=list(FETCHED),
+        ignore_patterns=list(LEFT_OUT),
+    )
+    try:
+        get_cached_repo_tree(model.name, revision=model.revision)
+    except errors.CachedRepoTreeNotFoundError:
+        # The library asks for the list of files without a deadline, so whether anybody answers is found out first.
+        try:
+            HfApi().repo_info(model.name, revision=model.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        except Exception:  # as in `model_folder`: then what is in the cache has to do
+            with suppress(errors.LocalEntryNotFoundError):
+                return Path(fetch(local_files_only=True))
+            raise
+    return Path(fetch())
+
+
 def _refusal(model: HubModel, node: str | None, reason: str) -> UserError:
     where = f"node {node}: " if node else ""
     return UserError(f"{where}model {model.name} at revision {model.revision}: {reason}")
@@ -109,6 +127,8 @@ def _reason(model: HubModel, error: Exception) -> str:
 
     hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
     match error:
+        case errors.HFValidationError():
+            return f"cannot be a name on the Hub ({error}); correct it"
         case errors.GatedRepoError():
             return (
                 f"is gated, and {hub} does not give it to this account; ask for access at {hub}/{model.name}, and "
@@ -122,26 +142,19 @@ def _reason(model: HubModel, error: Exception) -> str:
         case errors.RevisionNotFoundError():
             command = f"hf models info {model.name}"
             return f"{hub} has the model, but not this commit; set the one that `{command}` shows as sha"
-        case errors.LocalEntryNotFoundError():
-            cause = error.__cause__
-            status = getattr(getattr(cause, "response", None), "status_code", None)
-            asked = (
-                "HF_HUB_OFFLINE forbids to ask the Hub"
-                if constants.HF_HUB_OFFLINE
-                else f"{hub} answers {status}"
-                if status
-                else f"{hub} cannot be reached ({type(cause or error).__name__})"
-            )
-            return (
-                f"{asked}, and the cache {cache} does not hold all of it; let this machine reach the Hub, or set "
-                f"HF_HOME to a folder into which `hf download {model.name} --revision {model.revision}` has put it"
-            )
         case errors.HfHubHTTPError():
             status = error.response.status_code
             instead = "give HF_TOKEN a token that may read it" if status in (401, 403) else "try again later"
             return f"{hub} answers {status}; {instead}"
         case OSError() if error.errno is not None:
-            return (
-                f"cannot be written to the cache {cache} ({error.strerror}); make room there, or set HF_HOME"
-            )
-    return f"the download from {hub} broke off ({type(error).__name__}: {error}); try again, what is there is kept"
+            return f"cannot be written to {cache} ({error.strerror}); make room there, or set HF_HOME"
+    first_line = str(error).partition("\n")[0]
+    asked = (
+        "HF_HUB_OFFLINE forbids to ask the Hub"
+        if constants.HF_HUB_OFFLINE
+        else f"{hub} cannot be reached ({type(error).__name__}: {first_line})"
+    )
+    return (
+        f"{asked}, and the cache {cache} does not hold all of it; let this machine reach the Hub, or set HF_HOME "
+        f"to a folder into which `hf download {model.name} --revision {model.revision}` has put it"
+    )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class RunInputs:
         return probe
 
 
-def value_model_source(recipe: Recipe, reward_sources: dict[str, ModelSource]) -> ModelSource | None:
+def value_model_source(recipe: Recipe, reward_sources: Mapping[str, ModelSource]) -> ModelSource | None:
     """The value model starts from the reward model with the largest weight."""
     if not isinstance(recipe.algorithm, ActorCriticConfig):
         return None
