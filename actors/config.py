@@ -44,6 +44,8 @@ class HuggingFace(Section):
     """Name on the Hub, such as trl-lib/tldr, or a folder."""
     subset: str | None = None
     """The one of several subsets."""
+    revision: str | None = None
+    """Commit of a dataset on the Hub, which a run asks for, as in [model]."""
     split: str = "train"
     """Which split; slices such as train[:1000] are understood."""
 
@@ -161,8 +163,7 @@ class RolloutConfig(Section):
     max_new_tokens: int = Field(default=24, ge=1)
     """Longest completion, in tokens."""
     temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature. The learner divides its logits by it too, so that ratios compare like with like.
-    0 is greedy decoding, to evaluate what is learned from datasets."""
+    """Sampling temperature. The learner divides its logits by it, too. 0 is greedy, for learning from datasets."""
     top_k: int | None = Field(default=None, ge=1)
     """Sample among the so many likeliest tokens, or among all."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -238,7 +239,9 @@ class RewardModelReward(Section):
     name: str = Field(pattern="^[a-z][a-z0-9_]*$")
     """Name of this source in metrics and samples."""
     path: str | None = None
-    """Folder of the reward model; left out: the one that this recipe's [reward_model] trains."""
+    """Folder of the reward model, or its name on the Hub; left out: what this recipe's [reward_model] trains."""
+    revision: str | None = None
+    """Commit of one on the Hub, as in [model]."""
     weight: float = 1.0
     """Weight in the score. 0 records the reward without training on it."""
     replicas: int = Field(default=1, ge=1)

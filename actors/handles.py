@@ -1,7 +1,6 @@
 """The driver's end of the actors' processes: one handle a worker, each wait with a deadline and a culprit."""
 
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -13,6 +12,7 @@ from actors.fleet import Fleet
 from actors.weight_relay import WeightRelay
 from actors.worker import ActorSetup, RolloutWorker, ScorerWorker
 from core.errors import RewardError, WorkerLost, WorkerSilent
+from core.hub import ModelSource
 from core.messages import Completion, Demonstration, SampleRequest
 from core.remote import actor_options, answer
 from core.weights import WeightManifest
@@ -131,13 +131,13 @@ class ScorerHandle(_Handle):
         name: str,
         setup: ActorSetup,
         config: ReferenceConfig | RewardConfig,
-        path: Path | None,
+        source: ModelSource | None,
         *,
         deadline_s: float,
     ) -> None:
         options = actor_options(name, config.resources)
         actor = _remote(ScorerWorker, max_concurrency=SCORER_CONCURRENCY, **options)
-        super().__init__(name, actor.remote(setup, config, path), deadline_s)
+        super().__init__(name, actor.remote(setup, config, source), deadline_s)
 
     async def score(self, completion: Completion | Demonstration) -> Any:
         """One float for a reward, [T] float32 for the reference."""

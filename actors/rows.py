@@ -9,6 +9,7 @@ from typing import Any
 
 from actors.config import HuggingFace, JsonLines, Parquet, RowsConfig
 from core.errors import UserError
+from core.hub import how_to_pin
 from core.ratings import number_jsonl
 
 Row = dict[str, object]
@@ -28,12 +29,28 @@ def read_rows(config: RowsConfig, required: tuple[str, ...] = ()) -> Iterator[tu
             yield from _rows_of(table, config.path, required)
         case HuggingFace():
             what = ", ".join(filter(None, (config.name, config.subset, config.split)))
-            yield from _rows_of(_load(what, config.name, config.subset, split=config.split), what, required)
+            _check_pinned(config)
+            table = _load(what, config.name, config.subset, split=config.split, revision=config.revision)
+            yield from _rows_of(table, what, required)
 
 
 def where_of(config: RowsConfig) -> str:
     """How messages call the whole of it."""
     return config.name if isinstance(config, HuggingFace) else config.path
+
+
+def _check_pinned(config: HuggingFace) -> None:
+    """Raises `UserError` for a dataset on the Hub that may be another tomorrow."""
+    is_folder = Path(config.name).exists()
+    if is_folder and config.revision is not None:
+        raise UserError(
+            f"{config.name}: is a folder, which has no revisions; leave revision out of its table"
+        )
+    if not is_folder and config.revision is None:
+        raise UserError(
+            f"{config.name}: a dataset on the Hub changes, and a run must be repeatable; add to its table "
+            f"{how_to_pin(config.name, kind='dataset')}"
+        )
 
 
 def _rows_of(table: Any, what: str, required: tuple[str, ...]) -> Iterator[tuple[str, Row]]:

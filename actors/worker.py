@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.batching import DynamicBatcher
-from actors.config import ReferenceConfig, RewardConfig, RolloutConfig
+from actors.config import ReferenceConfig, RewardConfig, RewardModelReward, RolloutConfig
 from actors.engine_loop import EngineLoop
 from actors.weight_relay import brought_here
 from core.config import ModelConfig
 from core.errors import WorkerError
+from core.hub import ModelSource, model_folder
 from core.messages import Completion, Demonstration, SampleRequest
 from core.remote import node_address, node_id
 from core.threads import busy_threads
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class ActorSetup:
     """What every actor needs to know of the model and of the driver."""
 
-    model_path: Path
+    model_source: ModelSource
     model: ModelConfig
     rollout: RolloutConfig
     adapter_rank: int | None = None
@@ -52,8 +53,8 @@ class RolloutWorker:
     def ready(self) -> str:
         """Start the engine; Ray's id of the node that it is on. Not done earlier for the reason of `ScorerWorker`.
 
-        Raises `UserError` on a node that runs other versions or lacks the GPU, `WorkerError` if the engine does not
-        start.
+        Raises `UserError` on a node that runs other versions, lacks the GPU or cannot get the model, `WorkerError` if
+        the engine does not start.
         """
         setup = self._setup
         require_versions(setup.driver_versions, {node_address(): versions()})
@@ -61,11 +62,12 @@ class RolloutWorker:
         from core.device import device_of
 
         device_of("rollout", setup.rollout.resources)  # a CPU build of vLLM would take the GPUs' recipe, too
+        model_path = model_folder(setup.model_source, node=node_address())
         from actors.sampler import Sampler  # heavy, see above
 
         try:
             self._sampler = Sampler(
-                setup.model_path,
+                model_path,
                 setup.model,
                 setup.rollout,
                 adapter_rank=setup.adapter_rank,
@@ -119,16 +121,17 @@ class ScorerWorker:
         self,
         setup: ActorSetup,
         config: ReferenceConfig | RewardConfig,
-        path: Path | None,
+        source: ModelSource | None,
     ) -> None:
+        """`source`: of a reward model."""
         self._setup = setup
         self._config = config
-        self._path = path
+        self._source = source
 
     async def ready(self) -> None:
         """Load the model. Not done while the process is made, because Ray would wrap a `UserError` of that.
 
-        Raises `UserError` on a node that runs other versions or lacks the GPU.
+        Raises `UserError` on a node that runs other versions, lacks the GPU or cannot get the model.
         """
         setup, config = self._setup, self._config
         require_versions(setup.driver_versions, {node_address(): versions()})
@@ -139,16 +142,25 @@ class ScorerWorker:
             from core.device import device_of
 
             device = device_of("reference", config.resources)
+            model_path = model_folder(setup.model_source, node=node_address())
             self._scorer: Any = ReferenceScorer(
-                setup.model_path, setup.model, decoding=decoding_of(setup.rollout), device=device
+                model_path, setup.model, decoding=decoding_of(setup.rollout), device=device
             )
         else:
-            # Users' functions, which the driver does not load.
-            from actors.rewards import load_reward
-
-            self._scorer = load_reward(config, self._path, setup.model_path, setup.model)
+            self._scorer = self._load_reward(config)
         budget = getattr(config, "token_budget", FUNCTION_BATCH_TOKENS)
         self._batcher = DynamicBatcher(self._scorer.score, cost=lambda c: len(c.token_ids_T), budget=budget)
+
+    def _load_reward(self, config: RewardConfig) -> Any:
+        # Users' functions, which the driver does not load.
+        from actors.rewards import load_reward
+
+        setup, path, model_path = self._setup, None, Path()
+        if isinstance(config, RewardModelReward):  # the others read no model
+            assert self._source is not None, "reward models are found before processes start"
+            path = model_folder(self._source, node=node_address())
+            model_path = model_folder(setup.model_source, node=node_address())
+        return load_reward(config, path, model_path, setup.model)
 
     async def score(self, completion: Completion | Demonstration) -> Any:
         try:

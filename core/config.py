@@ -32,7 +32,10 @@ class ModelConfig(Section):
     """The language model that the policy and the reference start from."""
 
     path: str
-    """Folder of a Hugging Face causal LM, or `asset:NAME` for one that `make setup` prepares."""
+    """Folder of a Hugging Face causal LM, its name on the Hub such as `Qwen/Qwen2.5-0.5B-Instruct`, or `asset:NAME`
+    for one that `make setup` prepares."""
+    revision: str | None = None
+    """Commit of a model on the Hub, which a run asks for: all 40 hex digits, since branches and tags move."""
     dtype: str = Field(default="float32", pattern="^(float32|bfloat16)$")
     """`float32` on CPUs (bfloat16 is 2-3 times slower there), `bfloat16` on GPUs."""
     max_model_len: int = Field(default=256, ge=2)

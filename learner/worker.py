@@ -10,6 +10,7 @@ from typing import Any
 
 from core.config import ModelConfig
 from core.decoding import Decoding
+from core.hub import ModelSource, model_folder
 from core.messages import Completion, Demonstration, Float32s, Int32s, RolloutGroup
 from core.process_state import answer_with_stacks
 from core.remote import node_address, node_id, node_interface
@@ -36,9 +37,9 @@ class PretrainingTexts:
 class LearnerSetup:
     """What a rank needs to build its share of the learner."""
 
-    model_path: Path
+    model_source: ModelSource
     model: ModelConfig
-    value_model_path: Path | None
+    value_model_source: ModelSource | None
     config: LearnerConfig
     algorithm: AlgorithmConfig
     kl: KLConfig
@@ -88,7 +89,7 @@ class LearnerWorker:
     def start(self, setup: LearnerSetup, address: str, port: int, collective_s: float) -> None:
         """Join the group and load the networks. `collective_s`: longest wait for the other ranks.
 
-        Raises `UserError` on a node that runs other versions or lacks the GPU.
+        Raises `UserError` on a node that runs other versions, lacks the GPU or cannot get a model.
         """
         require_versions(setup.driver_versions, {node_address(): versions()})
         from core.device import device_of  # heavy, see below
@@ -97,6 +98,10 @@ class LearnerWorker:
         # Left to itself gloo tells other ranks the address that the host's name has here, which is often 127.0.0.1.
         if interface := node_interface():
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        # Before the group is joined, whose ranks have a deadline for each other.
+        node, value_source = node_address(), setup.value_model_source
+        model_path = model_folder(setup.model_source, node=node)
+        value_model_path = value_source and model_folder(value_source, node=node)
         # Heavy imports stay out of the driver, which only needs this module's handles.
         import torch
 
@@ -113,16 +118,16 @@ class LearnerWorker:
         )
         dtype = setup.model.dtype
         with sharded_loading(setup.config, dtype=dtype):
-            module = load_policy(setup.model_path, dtype)
+            module = load_policy(model_path, dtype)
         policy = self._engine(module, setup)
         value_model = None
         if isinstance(setup.algorithm, ActorCriticConfig):
-            assert setup.value_model_path is not None
-            check_same_tokenizer(setup.model_path, setup.value_model_path)
+            assert value_model_path is not None
+            check_same_tokenizer(model_path, value_model_path)
             with sharded_loading(setup.config, dtype=dtype):
-                value_module = load_scalar_model(setup.value_model_path, dtype)
+                value_module = load_scalar_model(value_model_path, dtype)
             value_model = self._engine(value_module, setup)
-        self._setup = setup
+        self._setup, self._model_path = setup, model_path
         self._learner = Learner(
             rank=self._rank,
             world_size=world_size,
@@ -207,7 +212,7 @@ class LearnerWorker:
     def save_model(self, folder: Path) -> None:
         from learner.checkpoint import save_model  # heavy, see `start`
 
-        save_model(self._learner, folder, tokenizer_from=self._setup.model_path, rank=self._rank)
+        save_model(self._learner, folder, tokenizer_from=self._model_path, rank=self._rank)
 
     def report(self) -> WorkerReport:
         return own_report()

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import UserError
+from core.hub import HubModel, ModelSource, how_to_pin, is_hub_name, model_folder
 from orchestration.asset_builders import build_model, build_ratings
 from orchestration.file_lock import locked
 
@@ -84,12 +85,29 @@ def prepare(name: str, *, verify: bool = False, say: Say = print) -> Path:
     return cache_folder() / name
 
 
-def resolve_model(path_or_asset: str) -> Path:
-    """The folder of a Hugging Face checkpoint, given as a path or as `asset:NAME`; raises `UserError`."""
-    if path_or_asset.startswith(ASSET_PREFIX):
-        folder = asset_path(path_or_asset.removeprefix(ASSET_PREFIX))
-    else:
-        folder = Path(path_or_asset).expanduser()
+def model_source(path: str, revision: str | None = None, *, table: str = "model") -> ModelSource:
+    """Where to find a model that a recipe's table names as a folder, as `asset:NAME`, or by its name on the Hub.
+
+    Raises `UserError` for an asset that is not there and for a name on the Hub without a revision.
+    """
+    if path.startswith(ASSET_PREFIX):
+        return asset_path(path.removeprefix(ASSET_PREFIX))
+    if not is_hub_name(path):
+        return Path(path).expanduser()
+    if revision is None:
+        raise UserError(
+            f"{table}.path = {path}: no such folder is there, and a model on the Hugging Face Hub changes, while a "
+            f"run must be repeatable; add {table}.{how_to_pin(path)}"
+        )
+    return HubModel(path, revision)
+
+
+def resolve_model(path: str, revision: str | None = None, *, table: str = "model") -> Path:
+    """The folder of a Hugging Face checkpoint that a recipe's table names, fetched from the Hub if it is there.
+
+    Raises `UserError`, as `model_source` and `model_folder` do, and for a folder that is none.
+    """
+    folder = model_folder(model_source(path, revision, table=table))
     if (folder / "config.json").is_file():
         return folder
     found = (
@@ -100,7 +118,7 @@ def resolve_model(path_or_asset: str) -> Path:
         else "does not exist"
     )
     raise UserError(
-        f"model {path_or_asset!r}: {folder} {found}; give the folder of a Hugging Face checkpoint, "
+        f"model {path!r}: {folder} {found}; give the folder of a Hugging Face checkpoint, its name on the Hub, "
         f"or {ASSET_PREFIX}{MODEL.name} for the one that `make setup` prepares"
     )
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RewardModelReward
 from actors.dataset import comparable, load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
+from core.hub import ModelSource
 from core.messages import DemonstrationGroup, Int32s, Prompt, RolloutGroup
 from core.pretrained import check_model, load_tokenizer
 from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig
 from learner.worker import PretrainingTexts
-from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
+from orchestration.assets import RATINGS, asset_path, cache_folder, model_source, resolve_model
 from orchestration.file_lock import locked
 from orchestration.recipe.config import Recipe
 
@@ -32,7 +33,9 @@ class RunInputs:
     """Model, prompts and reward models of a recipe. Raises `UserError` for whatever is wrong with them."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.model_path = resolve_model(recipe.model.path)
+        self.model_source = model_source(recipe.model.path, recipe.model.revision)
+        """For processes on other nodes; `model_path` is its folder here."""
+        self.model_path = resolve_model(recipe.model.path, recipe.model.revision)
         check_model(self.model_path)
         self.tokenizer = load_tokenizer(self.model_path)
         self.train_prompts, self.heldout_prompts = _prompts(recipe, self.tokenizer)
@@ -54,13 +57,14 @@ class RunInputs:
                 for place, (groups, dataset) in enumerate(zip(self.datasets, recipe.datasets, strict=True))
             ]
         self.pretraining = self._pretraining(recipe)
-        self.reward_paths: dict[str, Path] = {}
+        self.reward_sources: dict[str, ModelSource] = {}
+        """Of the reward models, by the kind of worker that serves them."""
         started = time.perf_counter()
         self.reward_model_metrics: dict[str, Any] = {}
-        for reward in recipe.rewards:
+        for index, reward in enumerate(recipe.rewards):
             if isinstance(reward, RewardModelReward):
-                path = resolve_model(reward.path) if reward.path else train_reward_model(recipe)
-                self.reward_paths[f"reward-{reward.name}"] = path
+                source, path = _reward_model(recipe, reward, f"rewards.{index}")
+                self.reward_sources[f"reward-{reward.name}"] = source
                 if (path / "metrics.json").is_file():
                     self.reward_model_metrics = json.loads(
                         (path / "metrics.json").read_text(encoding="utf-8")
@@ -106,18 +110,18 @@ class RunInputs:
         return probe
 
 
-def value_model_path(recipe: Recipe, reward_paths: dict[str, Path]) -> Path | None:
+def value_model_source(recipe: Recipe, reward_sources: Mapping[str, ModelSource]) -> ModelSource | None:
     """The value model starts from the reward model with the largest weight."""
     if not isinstance(recipe.algorithm, ActorCriticConfig):
         return None
     models = [reward for reward in recipe.rewards if isinstance(reward, RewardModelReward)]
-    return reward_paths[f"reward-{max(models, key=lambda reward: reward.weight).name}"]
+    return reward_sources[f"reward-{max(models, key=lambda reward: reward.weight).name}"]
 
 
 def train_reward_model(recipe: Recipe) -> Path:
     """The folder of the recipe's reward model, trained if the cache does not have it. Prints its figures."""
     assert recipe.reward_model is not None
-    model_path = resolve_model(recipe.model.path)
+    model_path = resolve_model(recipe.model.path, recipe.model.revision)
     prompts = _normalized_on(recipe, model_path)
     key = json.dumps([recipe.reward_model.model_dump(), str(model_path)], sort_keys=True)
     if prompts:
@@ -136,6 +140,15 @@ def train_reward_model(recipe: Recipe) -> Path:
         flush=True,
     )
     return folder
+
+
+def _reward_model(recipe: Recipe, reward: RewardModelReward, table: str) -> tuple[ModelSource, Path]:
+    """For processes on other nodes, and the folder here."""
+    if reward.path is None:
+        folder = train_reward_model(recipe)
+        return folder, folder
+    source = model_source(reward.path, reward.revision, table=table)
+    return source, resolve_model(reward.path, reward.revision, table=table)
 
 
 def _train_into(folder: Path, recipe: Recipe, model_path: Path, prompts: Sequence[Int32s]) -> None:

@@ -32,7 +32,7 @@ def serve_reward(
     source = RewardSource(
         config=reward,
         path=_model_folder(recipe, reward),
-        model_path=resolve_model(recipe.model.path) if isinstance(reward, RewardModelReward) else Path(),
+        model_path=_policy_folder(recipe) if isinstance(reward, RewardModelReward) else Path(),
         model=recipe.model,
     )
     process = ScoringProcess(source, deadline_s=deadline_s, start_s=recipe.deadlines.start_s)
@@ -64,11 +64,15 @@ def _chosen(recipe: Recipe, name: str | None) -> RewardModelReward | RewardFunct
     return reward
 
 
+def _policy_folder(recipe: Recipe) -> Path:
+    return resolve_model(recipe.model.path, recipe.model.revision)
+
+
 def _model_folder(recipe: Recipe, reward: RewardModelReward | RewardFunctionReward) -> Path | None:
     if not isinstance(reward, RewardModelReward):
         return None
     if reward.path is not None:
-        return resolve_model(reward.path)
+        return resolve_model(reward.path, reward.revision, table=f"rewards.{recipe.rewards.index(reward)}")
     # torch and transformers; a function, or a model that is there, is served without them in this process.
     from orchestration.inputs import train_reward_model
 

@@ -5,6 +5,7 @@ the same one; what comes out is in no optimizer step, and the ledger says so.
 """
 
 import asyncio
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from core.models import check_same_tokenizer
 from core.pretrained import check_model
 from core.remote import node_id
 from learner.saved_policy import SavedPolicy
-from orchestration.assets import resolve_model
+from orchestration.assets import ASSET_PREFIX, resolve_model
 from orchestration.cluster import launch
 from orchestration.inputs import RunInputs
 from orchestration.ledger.ledger import Ledger
@@ -49,9 +50,10 @@ def sample(
     # What is quick to check first: the inputs may include minutes of training a reward model.
     if run_folder is not None:
         check_free(run_folder)
-    policy_path = resolve_model(recipe.model.path if policy is None else policy)
+    model_path = resolve_model(recipe.model.path, recipe.model.revision)
+    policy_path = model_path if policy is None else _saved_policy(policy)
     check_model(policy_path)
-    check_same_tokenizer(resolve_model(recipe.model.path), policy_path)
+    check_same_tokenizer(model_path, policy_path)
     inputs = RunInputs(recipe)
     folder = RunFolder.create(recipe, run_folder)
     view = TerminalView()
@@ -76,6 +78,11 @@ def sample(
     write_json(folder.path / "summary.json", summary)
     print("\n".join(summary_lines(summary)))
     return summary
+
+
+def _saved_policy(policy: str) -> Path:
+    """A folder even where its name could be one on the Hub, such as runs/model."""
+    return resolve_model(policy if policy.startswith(ASSET_PREFIX) else os.path.abspath(policy))
 
 
 def reward_summary(groups: Sequence[RolloutGroup]) -> dict[str, Any]:

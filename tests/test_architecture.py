@@ -55,6 +55,7 @@ DOORS = {
         "orchestration/control/server.py",
         "orchestration/dashboard/server.py",
     },
+    "huggingface_hub": {"core/hub.py"},
     "tokenizers": {"orchestration/dashboard/token_texts.py"},
     "tensorboard": {"orchestration/trackers/tensorboard_files.py"},
     "wandb": {"orchestration/trackers/wandb_run.py"},

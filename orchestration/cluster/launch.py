@@ -212,9 +212,9 @@ def _fleets(
 ) -> tuple[RolloutPool, dict[str, Fleet[Any]]]:
     """Fleets that have no workers yet, by kind. `learner`: whose base may be the reference; `node`: where rollout
     workers should be."""
-    deadlines, reward_paths = recipe.deadlines, inputs.reward_paths
+    deadlines = recipe.deadlines
     setup = ActorSetup(
-        model_path=inputs.model_path,
+        model_source=inputs.model_source,
         model=recipe.model,
         rollout=recipe.rollout,
         adapter_rank=recipe.pushed_adapter_rank,
@@ -234,8 +234,8 @@ def _fleets(
         return RolloutHandle(name, setup, near_node=near, relay=relay, deadline_s=deadlines.rollout_s)
 
     def launch_scorer(kind: str, config: Any) -> Callable[[str], ScorerHandle]:
-        path = reward_paths.get(kind)
-        return lambda name: ScorerHandle(name, setup, config, path, deadline_s=deadlines.rollout_s)
+        source = inputs.reward_sources.get(kind)
+        return lambda name: ScorerHandle(name, setup, config, source, deadline_s=deadlines.rollout_s)
 
     rollout = Fleet("rollout", launch_rollout, **common)
     scorers = {

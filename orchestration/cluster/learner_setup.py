@@ -2,16 +2,16 @@
 
 from actors.decoding import decoding_of
 from learner.worker import LearnerSetup
-from orchestration.inputs import RunInputs, value_model_path
+from orchestration.inputs import RunInputs, value_model_source
 from orchestration.recipe.config import Recipe
 
 
 def learner_setup(recipe: Recipe, inputs: RunInputs) -> LearnerSetup:
     """The same for every rank."""
     return LearnerSetup(
-        model_path=inputs.model_path,
+        model_source=inputs.model_source,
         model=recipe.model,
-        value_model_path=value_model_path(recipe, inputs.reward_paths),
+        value_model_source=value_model_source(recipe, inputs.reward_sources),
         config=recipe.learner,
         algorithm=recipe.algorithm,
         kl=recipe.kl,

@@ -62,7 +62,7 @@ def create_app(
         view, step = view_of(request), _number(request, "step")
         found = await asyncio.to_thread(groups_of_step, view.folder, step)
         rows = _at(found, _number(request, "group"), "group")
-        return _json(await asyncio.to_thread(with_tokens, rows, view.model))
+        return _json(await asyncio.to_thread(with_tokens, rows, view.model, view.revision))
 
     app = Starlette(
         routes=[

@@ -32,9 +32,17 @@ class RunView:
     @property
     def model(self) -> str | None:
         """The policy's, as the recipe names it."""
+        return self._text_of_model("path")
+
+    @property
+    def revision(self) -> str | None:
+        """The policy's, if it is from the Hub."""
+        return self._text_of_model("revision")
+
+    def _text_of_model(self, key: str) -> str | None:
         model = self._recipe.get("model")
-        path = model.get("path") if isinstance(model, dict) else None
-        return path if isinstance(path, str) else None
+        text = model.get(key) if isinstance(model, dict) else None
+        return text if isinstance(text, str) else None
 
     @property
     def steps(self) -> int | None:

@@ -54,7 +54,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def with_tokens(rows: list[Row], model: str | None) -> dict[str, Any]:
+def with_tokens(rows: list[Row], model: str | None, revision: str | None = None) -> dict[str, Any]:
     """A group with every token: id, text, whether it is a special one, and both log-probs.
 
     Where the tokenizer of `model` cannot be read, texts are None and `note` says why.
@@ -63,7 +63,7 @@ def with_tokens(rows: list[Row], model: str | None) -> dict[str, Any]:
     note = None
     texts = None
     try:
-        texts = token_texts(model) if model else None
+        texts = token_texts(model, revision) if model else None
     except UserError as error:
         note = str(error)
     for completion, row in zip(group["completions"], rows, strict=True):

@@ -6,6 +6,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from core.errors import UserError
+from core.hub import HubModel, cached_folder
 from orchestration.assets import resolve_model
 
 _WORD_START = "▁"
@@ -15,9 +16,11 @@ _WORD_START = "▁"
 class TokenTexts:
     """The tokens of one model."""
 
-    def __init__(self, model: str) -> None:
-        """`model` as a recipe names it. Raises `UserError` if its tokenizer cannot be read."""
-        file = resolve_model(model) / "tokenizer.json"
+    def __init__(self, model: str, revision: str | None) -> None:
+        """`model` as a recipe names it; of one on the Hub what this machine has of it. Raises `UserError` if its
+        tokenizer cannot be read."""
+        folder = cached_folder(HubModel(model, revision)) if revision else resolve_model(model)
+        file = folder / "tokenizer.json"
         try:
             self._tokenizer: Any = Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises nothing more precise
@@ -37,6 +40,6 @@ class TokenTexts:
 
 
 @cache
-def token_texts(model: str) -> TokenTexts:
+def token_texts(model: str, revision: str | None) -> TokenTexts:
     """Read once for each model."""
-    return TokenTexts(model)
+    return TokenTexts(model, revision)

@@ -84,7 +84,7 @@ class Demands:
     def __init__(self, recipe: Recipe) -> None:
         """Raises `UserError` for a model that cannot be planned."""
         self.recipe = recipe
-        self.policy = model_shape(recipe.model.path)
+        self.policy = model_shape(recipe.model.path, recipe.model.revision)
         self.notes: list[str] = []
         """What had to be assumed."""
         self._reward_models = {
@@ -202,8 +202,8 @@ class Demands:
         if reward.path is None:
             assert self.recipe.reward_model is not None, "checked with the recipe"
             return with_scalar_head(self.policy, self.recipe.reward_model.num_layers)
-        if is_known(reward.path):
-            return replace(model_shape(reward.path), vocab_size=0)
+        if is_known(reward.path, reward.revision):
+            return replace(model_shape(reward.path, reward.revision), vocab_size=0)
         self.notes.append(f"{reward.path}: is not on this disk; taken to be as large as the policy")
         return with_scalar_head(self.policy, self.policy.num_layers)
 

@@ -186,7 +186,7 @@ def _who_gains(key: str) -> set[str]:
 
 
 def _engine_candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any]]:
-    rollout, shape = recipe.rollout, model_shape(recipe.model.path)
+    rollout, shape = recipe.rollout, model_shape(recipe.model.path, recipe.model.revision)
     num_gpus = min(rollout.resources.num_gpus, float(machine.gpus_per_node))
     if num_gpus < rollout.resources.num_gpus:
         yield "rollout.resources.num_gpus", num_gpus

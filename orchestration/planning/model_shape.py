@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.hub import HubModel, cached_folder, is_hub_name
 from orchestration.assets import ASSET_PREFIX, cache_folder
 from orchestration.planning.published_models import PUBLISHED, published_config
 
@@ -50,37 +51,40 @@ class ModelShape:
 
 
 @cache
-def model_shape(path: str) -> ModelShape:
-    """Of a folder or `asset:NAME`; of one that is not on this disk, if its name is a published model's.
+def model_shape(path: str, revision: str | None = None) -> ModelShape:
+    """Of a folder, `asset:NAME`, or a name on the Hub; of one that is not on this disk, if its name is a published
+    model's. Asks no network.
 
     Raises `UserError` for anything else.
     """
-    folder = _folder(path)
+    folder = _folder(path, revision)
     if (folder / CONFIG).is_file():
-        return read_shape(folder)
-    config = published_config(folder.name)
+        # Of a model from the Hub part of the weights may still be missing.
+        return shape_of(_read_config(folder), source=str(folder)) if is_hub_name(path) else read_shape(folder)
+    name = Path(path).name
+    config = published_config(name)
     if config is None:
+        instead = (
+            f"Fetch it first (hf download {path} --revision HASH) and add the revision beside it, or name a folder"
+            if is_hub_name(path)
+            else "Put the model's config.json there, or name the folder after one of these"
+        )
         raise UserError(
             f"{path}: has no config.json, and its name is none of the published models that are known: "
-            f"{', '.join(PUBLISHED)}. Put the model's config.json there, or name the folder after one of these"
+            f"{', '.join(PUBLISHED)}. {instead}"
         )
-    return shape_of(config, source=f"published config of {folder.name}; {path} is not on this disk")
+    return shape_of(config, source=f"published config of {name}; {path} is not on this disk")
 
 
-def is_known(path: str) -> bool:
+def is_known(path: str, revision: str | None = None) -> bool:
     """Whether `model_shape` can say anything about it."""
-    folder = _folder(path)
-    return (folder / CONFIG).is_file() or published_config(folder.name) is not None
+    is_here = (_folder(path, revision) / CONFIG).is_file()
+    return is_here or published_config(Path(path).name) is not None
 
 
 def read_shape(folder: Path) -> ModelShape:
     """Of a folder with a config.json. The parameters are counted in the weights' headers, where there are some."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder / 'config.json'}: cannot be read ({error}); download the model again"
-        ) from error
+    config = _read_config(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         return shape_of(config, source=f"{folder / 'config.json'}; there are no weights beside it")
@@ -151,6 +155,19 @@ def count_parameters(file: Path) -> int:
         raise UserError(f"{file}: is no safetensors file ({error}); download the model again") from error
 
 
-def _folder(path: str) -> Path:
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'config.json'}: cannot be read ({error}); download the model again"
+        ) from error
+    return config
+
+
+def _folder(path: str, revision: str | None) -> Path:
+    """Where it would be on this disk."""
+    if is_hub_name(path):
+        return cached_folder(HubModel(path, revision or "unknown"))
     name = path.removeprefix(ASSET_PREFIX)
     return cache_folder() / name if path.startswith(ASSET_PREFIX) else Path(path).expanduser()

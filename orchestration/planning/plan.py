@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from actors.config import HuggingFace, RewardFunctionReward
+from actors.config import RewardFunctionReward
 from learner.algorithm_config import ClippedConfig
 from orchestration.cluster.placement import workers_of
 from orchestration.loop.rollout_queue import reserve_of
@@ -13,6 +13,7 @@ from orchestration.planning.machine import Machine
 from orchestration.planning.provenance import settings
 from orchestration.recipe.config import Recipe
 from orchestration.recipe.loading import Source
+from orchestration.recipe.revision_rules import unpinned
 
 
 def make_plan(recipe: Recipe, source: Source, machine: Machine) -> dict[str, Any]:
@@ -37,7 +38,10 @@ def make_plan(recipe: Recipe, source: Source, machine: Machine) -> dict[str, Any
         "step": _step(demands),
         "lag": _lag(recipe),
         "unsafe": list(_unsafe(recipe)),
-        "notes": demands.notes,
+        "notes": [
+            *demands.notes,
+            *(f"{name}: at any commit; a run asks for its revision" for name in unpinned(recipe)),
+        ],
         "problems": [problem.text for problem in found],
         "change": smallest_change(recipe, machine) if found else None,
     }
@@ -99,9 +103,6 @@ def _unsafe(recipe: Recipe) -> Iterator[str]:
     for reward in recipe.rewards:
         if isinstance(reward, RewardFunctionReward):
             yield f"reward {reward.name}: {reward.function} runs as trusted code, with the rights of its worker"
-    rows = [recipe.prompts, *recipe.datasets, *(recipe.pretraining.datasets if recipe.pretraining else ())]
-    for name in dict.fromkeys(each.name for each in rows if isinstance(each, HuggingFace)):
-        yield f"dataset {name}: comes from the Hugging Face Hub, in whatever state it is there"
     algorithm, lags = recipe.algorithm, recipe.trainer.max_lag > 0
     if lags and isinstance(algorithm, ClippedConfig) and algorithm.importance_sampling == "none":
         yield "algorithm.importance_sampling = none: nothing corrects for rollouts of older policies"

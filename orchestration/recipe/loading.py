@@ -6,6 +6,7 @@ Reads no model and no data and imports nothing heavy: it answers at once.
 import json
 import math
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, time
@@ -18,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from core.config import Section
 from core.errors import UserError
+from core.hub import is_hub_name
 from orchestration.assets import ASSET_PREFIX
 from orchestration.recipe.config import Recipe
 from orchestration.recipe.contradictions import Contradiction, contradictions
@@ -28,6 +30,8 @@ from orchestration.recipe.text import NONE, resolved_toml
 _COMMAND_LINE, _IN_FLIGHT = "command line", "set in flight"
 _PATH_KEYS = {"path", "token_file", "discovery_folder"}
 """Keys whose relative values start at the recipe's folder."""
+_MODEL_KEY = re.compile(r"model\.path|rewards\.\d+\.path")
+"""Of those, the ones that may be a name on the Hub: with a revision, or where there is no such folder."""
 
 Source = Callable[[Key], str]
 """What says a key that a recipe sets: the path of a file, the command line, or an order in flight."""
@@ -77,7 +81,8 @@ def _load(
     for table, key, field in _known_values(data, (Recipe,), ()):
         start = Path.cwd() if source(key) == overriding else Path(source(key)).parent
         name = str(key[-1])
-        table[name] = _spell_out(table[name], name, field, start)
+        if not _is_on_hub(table, key, start):
+            table[name] = _spell_out(table[name], name, field, start)
     recipe, problems = _validate(data)
     lines.extend(f"{source(problem.key)}: {problem}" for problem in problems)
     sections = dict(recipe) if recipe else _valid_sections(data)
@@ -142,6 +147,14 @@ def _tables_in(value: Any) -> list[tuple[Key, Table]]:
         return [((), value)]
     entries = enumerate(value) if isinstance(value, list) else ()
     return [((position,), entry) for position, entry in entries if isinstance(entry, dict)]
+
+
+def _is_on_hub(table: Table, key: Key, start: Path) -> bool:
+    """Whether the value is the name of a model on the Hugging Face Hub."""
+    name = table[str(key[-1])]
+    if not _MODEL_KEY.fullmatch(dotted(key)) or not isinstance(name, str) or not is_hub_name(name):
+        return False
+    return table.get("revision", NONE) != NONE or not (start / name).exists()
 
 
 def _spell_out(value: Any, name: str, field: FieldInfo, start: Path) -> Any:

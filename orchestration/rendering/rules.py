@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import RewardServerReward
+from core.hub import is_hub_name
 from orchestration.assets import ASSET_PREFIX
 from orchestration.cluster.placement import Worker, workers_of
 from orchestration.planning.fit import gib
@@ -183,7 +184,12 @@ def _run_problems(recipe: Recipe, documents: list[Document], job: Document) -> I
     if ports.get("run-metrics") != recipe.metrics.port or recipe.metrics.host != "0.0.0.0":
         yield f"metrics: the run serves {recipe.metrics.host}:{recipe.metrics.port}, the pod offers another port"
     for key, path in _paths(recipe.model_dump(), ()):
-        if not path.startswith((ASSET_PREFIX, f"{RUNS}/")):
+        if is_hub_name(path):
+            yield (
+                f"recipe: {key} = {path}: no pod reaches the Hugging Face Hub; download it to the run volume, name "
+                f"it by its path below {RUNS}/, and leave revision out"
+            )
+        elif not path.startswith((ASSET_PREFIX, f"{RUNS}/")):
             yield f"recipe: {key} = {path}: no pod has it; copy it to the run volume, and name it below {RUNS}/"
 
 

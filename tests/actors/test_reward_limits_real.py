@@ -28,7 +28,7 @@ def completion(text: str) -> Completion:
 async def misbehave(events: list[str]) -> tuple[list[float], list[str]]:
     """The process that scored at first, after memory ran out, and after time did; and what was said of both."""
     config = RewardFunctionReward(kind="function", name="odd", function=REWARD, memory_gib=0.25)
-    setup = ActorSetup(model_path=Path(), model=ModelConfig(path="unused"), rollout=RolloutConfig())
+    setup = ActorSetup(model_source=Path(), model=ModelConfig(path="unused"), rollout=RolloutConfig())
     fleet = ScorerFleet(
         "reward-odd",
         lambda name: ScorerHandle(name, setup, config, None, deadline_s=SCORE_S),

@@ -80,6 +80,33 @@ def test_a_split_that_is_not_there(parquet: Path) -> None:
         list(read_rows(config))
 
 
+def test_a_dataset_on_the_hub_is_read_at_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        asked.append((arguments, options))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    config = HuggingFaceDataset(kind="huggingface", name="lab/rows", revision="a" * 40, split="train[:2]")
+    assert len(list(read_rows(config))) == 2
+    assert asked == [(("lab/rows", None), {"split": "train[:2]", "revision": "a" * 40})]
+
+
+def test_a_dataset_on_the_hub_without_a_revision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.rows.how_to_pin", lambda name, kind: f"the revision of {kind} {name}")
+    with pytest.raises(UserError, match="^lab/rows: .*; add to its table the revision of dataset lab/rows$"):
+        list(read_rows(HuggingFaceDataset(kind="huggingface", name="lab/rows")))
+
+
+def test_a_folder_has_no_revision(parquet: Path) -> None:
+    config = HuggingFaceDataset(kind="huggingface", name=str(parquet.parent), revision="a" * 40)
+    with pytest.raises(
+        UserError, match=f"{parquet.parent}: is a folder, which has no revisions; leave revision out"
+    ):
+        list(read_rows(config))
+
+
 def test_a_table_without_rows(tmp_path: Path) -> None:
     path = tmp_path / "empty.parquet"
     datasets.Dataset.from_list(ROWS).select([]).to_parquet(path)

@@ -53,6 +53,7 @@ def test_options_override_values_and_overrides_the_recipe(
         ("", [f"name={'a' * 48}"], f"RayJob {'a' * 48}: KubeRay takes"),
         ('name = "1a"', [], "v.toml: name: String should match pattern"),
         ("", ["model.path=/home/me/model"], "recipe: model.path = /home/me/model: no pod has it"),
+        ("", ["model.path=lab/tiny"], "recipe: model.path = lab/tiny: no pod reaches the Hugging Face Hub"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(

@@ -88,7 +88,7 @@ def test_nodes_come_with_rollout_workers_and_go_with_them(
     weights = tmp_path / "weights"
     weights.write_bytes(bytes(WEIGHT_BYTES))
     setup = ActorSetup(
-        model_path=tmp_path, model=ModelConfig(path=str(tmp_path)), rollout=RolloutConfig(resources=HALF)
+        model_source=tmp_path, model=ModelConfig(path=str(tmp_path)), rollout=RolloutConfig(resources=HALF)
     )
 
     async def scenario() -> None:

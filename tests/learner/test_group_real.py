@@ -86,9 +86,9 @@ async def lost(group: LearnerGroup, groups: Sequence[RolloutGroup]) -> str:
 
 def setup(model: Path) -> LearnerSetup:
     return LearnerSetup(
-        model_path=model,
+        model_source=model,
         model=ModelConfig(path=str(model), max_model_len=64),
-        value_model_path=None,
+        value_model_source=None,
         push_adapters=False,
         config=LearnerConfig(
             world_size=2, zero_stage=2, learning_rate=1e-3, resources=Resources(num_cpus=0.5, threads=1)

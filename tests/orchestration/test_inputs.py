@@ -44,7 +44,7 @@ def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Training:
     stage = ModuleType("learner.reward_stage")
     stage.train_reward_model = training  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "learner.reward_stage", stage)
-    monkeypatch.setattr(inputs, "resolve_model", Path)
+    monkeypatch.setattr(inputs, "resolve_model", lambda path, revision: Path(path))
     monkeypatch.setattr(inputs, "asset_path", lambda name: tmp_path / name)
     monkeypatch.setenv("LEASH_CACHE", str(tmp_path / "cache"))
     return training

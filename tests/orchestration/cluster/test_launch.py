@@ -59,7 +59,7 @@ def test_rollout_workers_name_the_learners_node_only_where_none_is_added(
     monkeypatch.setattr(
         launch, "RolloutHandle", lambda name, setup, *, near_node, **rest: named.append(near_node)
     )
-    inputs: Any = SimpleNamespace(model_path=Path("tiny"), reward_paths={})
+    inputs: Any = SimpleNamespace(model_source=Path("tiny"), reward_sources={})
     placed = recipe.model_copy(update={"cluster": ClusterConfig(autoscaling=autoscaling)})
     _, fleets = launch._fleets(placed, None, "learners-node", inputs, Unwatched())
     fleets["rollout"]._launch("rollout-0")
@@ -80,7 +80,7 @@ def test_engines_without_a_learner_take_all_weights_and_no_adapters(
     monkeypatch.setattr(launch, "ScorerHandle", lambda name, *rest, **more: FakeWorker(name))
     monkeypatch.setattr(launch, "node_id", lambda: "node")
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 100.0, "GPU": 100.0})
-    inputs: Any = SimpleNamespace(model_path=Path("tiny"), reward_paths={})
+    inputs: Any = SimpleNamespace(model_source=Path("tiny"), reward_sources={})
     adapters = recipe.model_copy(
         update={
             "learner": recipe.learner.model_copy(update={"lora": LoRAConfig(rank=4)}),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestration.inputs import value_model_path
+from orchestration.inputs import value_model_source
 from orchestration.recipe.loading import load_recipe
 from tests.recipes import MANY_WORKERS
 
@@ -11,5 +11,5 @@ def test_the_value_model_starts_from_the_reward_model_with_the_largest_weight(tm
     (tmp_path / "tiny.toml").write_text(MANY_WORKERS, encoding="utf-8")
     recipe = load_recipe(tmp_path / "tiny.toml")
     paths = {"reward-small": Path("small"), "reward-large": Path("large")}
-    assert value_model_path(recipe, paths) == Path("large")
-    assert value_model_path(load_recipe(tmp_path / "tiny.toml", ["algorithm.kind=rloo"]), paths) is None
+    assert value_model_source(recipe, paths) == Path("large")
+    assert value_model_source(load_recipe(tmp_path / "tiny.toml", ["algorithm.kind=rloo"]), paths) is None

@@ -86,6 +86,18 @@ def test_tokens_have_their_texts_and_special_ones_are_marked(run: MadeUpRun, tmp
     assert group["note"] is None
 
 
+def test_a_model_from_the_hub_is_read_from_the_cache_and_asked_of_nobody(
+    run: MadeUpRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    made_up_model(tmp_path / "models--lab--tiny" / "snapshots" / revision)
+    run.samples(1, [[row("This film", "is good", 1.0)]])
+    rows = groups_of_step(run.folder, 1)[0]
+    assert with_tokens(rows, "lab/tiny", revision)["completions"][0]["token_texts"][0] == "This"
+    assert "tokenizer.json" in with_tokens(rows, "lab/tiny", "f" * 40)["note"]
+
+
 @pytest.mark.parametrize("model", ["nowhere", "asset:no-such", None])
 def test_without_a_tokenizer_there_is_a_note_and_the_rest(run: MadeUpRun, model: str | None) -> None:
     run.samples(1, [[row("This film", "is good", 1.0)]])

@@ -143,7 +143,25 @@ def test_a_config_alone_is_enough(tmp_path: Path) -> None:
     assert model_shape(str(tmp_path)).num_parameters == 1448
 
 
+def test_a_hub_model_in_the_cache_is_read_at_its_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "models--lab--tiny" / "snapshots" / revision
+    write_model(folder, TINY, {"the first of several files": [3, 5]})
+    assert model_shape("lab/tiny", revision).num_parameters == 1448
+    assert model_shape("lab/tiny", revision).source == str(folder)
+    assert is_known("lab/tiny", revision)
+    assert not is_known("lab/tiny")
+    with pytest.raises(
+        UserError, match="lab/tiny: has no config.json, .*hf download lab/tiny --revision HASH"
+    ):
+        model_shape("lab/tiny")
+
+
 def test_a_hub_name_is_found_by_its_last_part() -> None:
+    assert model_shape("Qwen/Qwen2.5-7B-Instruct").num_parameters == 7_615_616_512
     assert model_shape("/recipes/Qwen/Qwen2.5-7B-Instruct").num_parameters == 7_615_616_512
     assert is_known("/recipes/Qwen/Qwen2.5-7B-Instruct")
     assert not is_known("/recipes/my-model")

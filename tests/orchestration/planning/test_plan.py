@@ -30,7 +30,10 @@ import sys
 from orchestration.cli import main
 assert main(["plan", {seven!r}, "--gpu", "T4"]) == 1
 assert main(["plan", {seven!r}, "--gpu", "B200"]) == 0
-print([name for name in ("torch", "vllm", "ray", "transformers", "deepspeed", "numpy") if name in sys.modules])
+on_hub = ["model.path=Qwen/Qwen2.5-7B-Instruct", "model.revision='{"0123456789abcdef" * 2 + "01234567"}'"]
+assert main(["plan", {seven!r}, *on_hub, "--gpu", "B200"]) == 0
+heavy = ("torch", "vllm", "ray", "transformers", "deepspeed", "numpy", "httpx2", "huggingface_hub.file_download")
+print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
@@ -116,6 +119,14 @@ def test_json_holds_the_same_for_machines(seven: str, capsys: pytest.CaptureFixt
         "algorithm.importance_sampling = none: nothing corrects for rollouts of older policies"
         in plan["unsafe"]
     )
+
+
+def test_what_a_run_asks_a_revision_of_is_noted(seven: str, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["model.path=Qwen/Qwen2.5-7B-Instruct", 'prompts={kind = "huggingface", name = "lab/rows"}']
+    assert cli.main(["plan", seven, *overrides, "--gpu", "B200"]) == 0
+    printed = capsys.readouterr().out
+    assert "model.path = Qwen/Qwen2.5-7B-Instruct: at any commit; a run asks for its revision" in printed
+    assert "prompts.name = lab/rows: at any commit; a run asks for its revision" in printed
 
 
 def test_without_gpus_the_plan_is_for_this_machine_or_the_memory_given(

@@ -82,6 +82,7 @@ def test_relative_paths_start_where_they_were_written(
     minimal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere")
     minimal.write_text(MINIMAL.replace("asset:tiny", "models/tiny"))
     assert load_recipe(minimal).model.path == str(tmp_path / "models" / "tiny")

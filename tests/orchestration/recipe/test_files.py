@@ -99,6 +99,8 @@ def test_a_bare_name_is_one_of_the_shipped_recipes(tmp_path: Path) -> None:
 
 
 def test_paths_start_at_the_folder_of_the_file_that_says_them(folder: Path) -> None:
+    for start in (folder, folder / "shared"):
+        (start / "models" / "tiny").mkdir(parents=True)
     assert load_recipe(above(folder, "")).model.path == str(folder / "shared" / "models" / "tiny")
     mine = above(folder, '[model]\npath = "models/tiny"\n')
     assert load_recipe(mine).model.path == str(folder / "models" / "tiny")
