@@ -36,7 +36,7 @@ def bradley_terry_loss(
         require_same_shape(chosen=chosen_B, margin=margin)
         if (margin < 0).any():
             raise ValueError(
-                f"margin of pair {int((margin < 0).nonzero()[0])} is below 0: its chosen one is rated lower; swap them"
+                f"margin of pair {int((margin < 0).nonzero()[0])} is below 0: its chosen one is rated lower"
             )
     elif margin is not None:
         require_coefficient("margin", margin)

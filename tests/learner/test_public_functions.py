@@ -69,7 +69,8 @@ def normal(seed: int, dtype: torch.dtype) -> Callable[..., Tensor]:
 @pytest.mark.parametrize("name", CALLS)
 def test_the_answer_has_the_precision_of_what_was_given(name: str) -> None:
     single, double = (CALLS[name](normal(0, dtype)) for dtype in (torch.float32, torch.float64))
-    assert single.dtype == torch.float32 and double.dtype == torch.float64
+    assert single.dtype == torch.float32
+    assert double.dtype == torch.float64
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
 
 
