@@ -24,6 +24,7 @@ from orchestration.recipe.files import find_recipe
 from orchestration.recipe.loading import load_recipe
 from orchestration.recipe.text import describe
 from orchestration.render import add_render_commands
+from orchestration.reward_functions import missing_functions
 from orchestration.run_commands import add_run_commands
 from orchestration.run_folder import holds_run
 
@@ -77,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _validate(args: argparse.Namespace) -> None:
     recipe = _load(args)
     print(describe(recipe), end="")
+    for missing in missing_functions(recipe):  # the run may be on other machines, which have it
+        print(f"note: {missing}", file=sys.stderr)
     print(f"{find_recipe(args.recipe)}: valid", file=sys.stderr)
 
 

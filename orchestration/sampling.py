@@ -30,6 +30,7 @@ from orchestration.recipe.config import Recipe
 from orchestration.reporting.metrics_hub import MetricsHub
 from orchestration.reporting.run_log import RunLog, write_samples
 from orchestration.reporting.terminal import TerminalView
+from orchestration.reward_functions import require_functions
 from orchestration.run_folder import RunFolder, append_line, check_free, write_json
 from orchestration.trackers.sink import TrackerSink
 
@@ -49,6 +50,8 @@ def sample(
     # What is quick to check first: the inputs may include minutes of training a reward model.
     if run_folder is not None:
         check_free(run_folder)
+    if launch.starts_own(address):
+        require_functions(recipe)
     policy_path = resolve_model(recipe.model.path if policy is None else policy)
     check_model(policy_path)
     check_same_tokenizer(resolve_model(recipe.model.path), policy_path)
