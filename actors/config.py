@@ -82,7 +82,14 @@ class WeighedSection(Section):
     """Its share of what is drawn, relative to the weights of the other datasets."""
 
 
-class MovieReviewDataset(WeighedSection):
+class LearnedTexts(WeighedSection):
+    """Texts that no policy of ours has sampled."""
+
+    completion_only_loss: bool = True
+    """For sft: learn completions alone, as is usual, or with false prompts as well, all but their first token."""
+
+
+class MovieReviewDataset(LearnedTexts):
     """Human-rated movie-review snippets to learn from: texts that people liked, or comparisons."""
 
     kind: Literal["movie-reviews"]
@@ -104,15 +111,15 @@ class MovieReviewDataset(WeighedSection):
     """Seed of the split into train, held-out and prompts; no snippet is in two of them."""
 
 
-class JsonLinesDataset(WeighedSection, JsonLines):
+class JsonLinesDataset(LearnedTexts, JsonLines):
     """Texts of one's own: JSON lines in TRL's formats, standard or conversational (see docs/datasets.md)."""
 
 
-class ParquetDataset(WeighedSection, Parquet):
+class ParquetDataset(LearnedTexts, Parquet):
     """Texts of one's own: a Parquet file in the same formats."""
 
 
-class HuggingFaceDataset(WeighedSection, HuggingFace):
+class HuggingFaceDataset(LearnedTexts, HuggingFace):
     """Texts that the `datasets` library finds, in the same formats."""
 
 

@@ -84,11 +84,11 @@ def gae(
     if sequence_ids is None:
         return _gae_of_rows(rewards, values, mask, gamma, lam)
     places = _places_of_rows(index.flatten(), num_sequences)
-    padded = (_as_rows(tensor.flatten(), places, num_sequences) for tensor in (rewards, values, mask))
-    advantages, returns = (
-        result_BT[places].view(mask.shape) for result_BT in _gae_of_rows(*padded, gamma, lam)
-    )
-    return advantages, returns
+    rewards_BT, values_BT, mask_BT = [
+        _as_rows(tensor.flatten(), places, num_sequences) for tensor in (rewards, values, mask)
+    ]
+    advantages_BT, returns_BT = _gae_of_rows(rewards_BT, values_BT, mask_BT, gamma, lam)
+    return advantages_BT[places].view(mask.shape), returns_BT[places].view(mask.shape)
 
 
 @torch.no_grad()

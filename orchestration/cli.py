@@ -148,9 +148,11 @@ def _assets(recipe: Recipe) -> list[str]:
     """Names of the models and data that the recipe needs from the cache."""
     paths = [recipe.model.path, *(getattr(reward, "path", None) or "" for reward in recipe.rewards)]
     names = [path.removeprefix(ASSET_PREFIX) for path in paths if path.startswith(ASSET_PREFIX)]
-    datasets = [*recipe.datasets, *(recipe.pretraining.datasets if recipe.pretraining else ())]
+    learns_from_ratings = recipe.reward_model is not None and not recipe.reward_model.datasets
+    with_datasets = (recipe, recipe.pretraining, recipe.reward_model)
+    datasets = [dataset for table in with_datasets if table for dataset in table.datasets]
     kinds = {recipe.prompts.kind, *(dataset.kind for dataset in datasets)}
-    uses_ratings = recipe.reward_model is not None or RATINGS.name in kinds
+    uses_ratings = learns_from_ratings or RATINGS.name in kinds
     return list(dict.fromkeys([*names, RATINGS.name] if uses_ratings else names))
 
 

@@ -21,6 +21,7 @@ from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
 from orchestration.file_lock import locked
 from orchestration.recipe.config import Recipe
+from orchestration.reward_data import Groups, digest_of, load_reward_groups
 
 HELDOUT_TEXTS = 64
 """Human-written texts whose perplexity is reported before and after."""
@@ -107,8 +108,9 @@ class RunInputs:
 
 
 def value_model_path(recipe: Recipe, reward_paths: dict[str, Path]) -> Path | None:
-    """The value model starts from the reward model with the largest weight."""
-    if not isinstance(recipe.algorithm, ActorCriticConfig):
+    """The reward model with the largest weight, which the value model starts from; None if there is no value model,
+    or if it starts from the policy."""
+    if not isinstance(recipe.algorithm, ActorCriticConfig) or recipe.algorithm.value_init == "policy":
         return None
     models = [reward for reward in recipe.rewards if isinstance(reward, RewardModelReward)]
     return reward_paths[f"reward-{max(models, key=lambda reward: reward.weight).name}"]
@@ -119,38 +121,55 @@ def train_reward_model(recipe: Recipe) -> Path:
     assert recipe.reward_model is not None
     model_path = resolve_model(recipe.model.path)
     prompts = _normalized_on(recipe, model_path)
-    key = json.dumps([recipe.reward_model.model_dump(), str(model_path)], sort_keys=True)
+    groups = None
+    if recipe.reward_model.datasets:
+        groups = load_reward_groups(recipe, load_tokenizer(model_path), lambda: asset_path(RATINGS.name))
+    of_datasets = set() if groups else {"datasets", "heldout_fraction"}
+    key = json.dumps([recipe.reward_model.model_dump(exclude=of_datasets), str(model_path)], sort_keys=True)
     if prompts:
         key += json.dumps([[ids.tolist() for ids in prompts], recipe.rollout.max_new_tokens])
-    name = f"{recipe.reward_model.data}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if groups:
+        key += digest_of(groups)
+    name = f"{'datasets' if groups else recipe.reward_model.data}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = cache_folder() / "reward-models" / name
     if not (folder / "metrics.json").is_file():
         with locked(folder.with_name(f".{name}.lock"), _say):
             if not (folder / "metrics.json").is_file():  # or else another process has trained it meanwhile
-                _train_into(folder, recipe, model_path, prompts)
+                _train_into(folder, recipe, model_path, prompts, groups)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    accuracies = ", ".join(f"{metrics[f'pairwise_accuracy_{m}']:.3f} at {m}" for m in (0, 1, 2))
+    measured = {margin: metrics.get(f"pairwise_accuracy_{margin}") for margin in (0, 1, 2)}
+    accuracies = ", ".join(f"{share:.3f} at {m}" for m, share in measured.items() if share is not None)
     print(
-        f"reward model: held-out pairwise accuracy {accuracies} or more apart in mean rating; "
+        f"reward model: held-out pairwise accuracy {accuracies} or more apart in rating; "
         f"trained in {metrics['seconds']:.0f} s ({folder})",
         flush=True,
     )
     return folder
 
 
-def _train_into(folder: Path, recipe: Recipe, model_path: Path, prompts: Sequence[Int32s]) -> None:
+def _train_into(
+    folder: Path, recipe: Recipe, model_path: Path, prompts: Sequence[Int32s], groups: Groups | None
+) -> None:
     """Train beside the folder and rename, so that whoever finds it finds all of it. The caller holds the lock."""
     # torch's training side; a run whose reward model is cached does not need it here.
+    from learner.reward_groups import RatedGroups
+    from learner.reward_stage import RatedSnippets
     from learner.reward_stage import train_reward_model as train_into
 
-    assert recipe.reward_model is not None
+    config = recipe.reward_model
+    assert config is not None
+    data: RatedSnippets | RatedGroups
+    if groups:
+        data = RatedGroups(config, train=groups[0], heldout=groups[1], report=_say)
+    else:
+        data = RatedSnippets(config, data_folder=asset_path(RATINGS.name), report=_say)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     train_into(
-        recipe.reward_model,
+        config,
+        data=data,
         model_path=model_path,
-        data_folder=asset_path(RATINGS.name),
         folder=unfinished,
         report=_say,
         prompts=prompts,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from orchestration.recipe.contradiction import Contradiction as Contradiction
 from orchestration.recipe.kl_rules import KL_RULES
 from orchestration.recipe.method_rules import METHOD_RULES
+from orchestration.recipe.reward_rules import REWARD_RULES
 from orchestration.recipe.run_rules import RUN_RULES, START_RULES
 
 
@@ -17,7 +18,7 @@ def contradictions(sections: Mapping[str, object], *, has_started: bool = False)
     """Every broken rule among these valid sections, by name. Rules about other sections are skipped, and those of
     how a run starts once it has."""
     found: list[Contradiction] = []
-    for check in (*METHOD_RULES, *KL_RULES, *RUN_RULES, *(() if has_started else START_RULES)):
+    for check in (*METHOD_RULES, *REWARD_RULES, *KL_RULES, *RUN_RULES, *(() if has_started else START_RULES)):
         names = inspect.signature(check).parameters
         if sections.keys() >= names.keys():
             found.extend(check(**{name: sections[name] for name in names}))

@@ -1,6 +1,7 @@
 """What is wrong with `module:name` is found in the files alone, and only what is surely wrong."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ SOURCES = {
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder where `leash` runs, with a user's modules, none of which may be imported by the look-up."""
     for name, text in SOURCES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
