@@ -99,12 +99,7 @@ class LearnerWorker:
         # Heavy imports stay out of the driver, which only needs this module's handles.
         import torch
 
-        from core.models import (
-            check_same_tokenizer,
-            load_policy,
-            load_scalar_model,
-            load_with_scalar_head,
-        )
+        from core.models import check_same_tokenizer, load_policy, load_scalar_model, load_with_scalar_head
         from learner.engine import sharded_loading
         from learner.learner import Learner
         from learner.process_group import join_group
