@@ -631,6 +631,8 @@ def test_every_override_lands(recipe: Recipe, tmp_path_factory: pytest.TempPathF
     arrays: dict[str, Sequence[Section]] = {"rewards": recipe.rewards, "datasets": recipe.datasets}
     if recipe.pretraining:
         arrays["pretraining.datasets"] = recipe.pretraining.datasets
+    if recipe.reward_model:
+        arrays["reward_model.datasets"] = recipe.reward_model.datasets
     for name, entries in arrays.items():
         kinds = ", ".join(f'{{kind = "{kind_of(type(entry))}"}}' for entry in entries)
         path.open("a").write(f"{name} = [{kinds}]\n")
