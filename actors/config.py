@@ -88,6 +88,8 @@ class LearnedTexts(WeighedSection):
 
     completion_only_loss: bool = True
     """For sft: learn completions alone, as is usual, or with false prompts as well, all but their first token."""
+    heldout_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the prompts whose texts are not learned from; their perplexity is reported before and after."""
 
 
 class MovieReviewDataset(LearnedTexts):

@@ -14,17 +14,16 @@ from transformers import PreTrainedTokenizerBase
 from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RewardModelReward
 from actors.dataset import comparable, load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
-from core.messages import DemonstrationGroup, Int32s, Prompt, RolloutGroup
+from core.messages import DemonstrationGroup, Int32s, Prompt
 from core.pretrained import check_model, load_tokenizer
 from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, resolve_model
 from orchestration.file_lock import locked
+from orchestration.heldout_texts import HELDOUT_TEXTS, hold_out
 from orchestration.recipe.config import Recipe
-from orchestration.reward_data import Groups, digest_of, load_reward_groups
+from orchestration.reward_data import Group, Groups, digest_of, load_reward_groups
 
-HELDOUT_TEXTS = 64
-"""Human-written texts whose perplexity is reported before and after."""
 PROBE_TOKENS = 32
 """Length of the sequence on which engine and learner are compared after every push."""
 
@@ -48,12 +47,14 @@ class RunInputs:
             if isinstance(recipe.prompts, MovieReviewPrompts)
             else None
         )
-        self.datasets = [self._load(dataset, recipe) for dataset in recipe.datasets]
+        self.datasets: list[Sequence[Group]] = [self._load(dataset, recipe) for dataset in recipe.datasets]
         if isinstance(recipe.algorithm, DPOConfig | RPOConfig | REBELConfig):
             self.datasets = [
                 comparable(groups, f"datasets.{place} ({dataset.kind})")
                 for place, (groups, dataset) in enumerate(zip(self.datasets, recipe.datasets, strict=True))
             ]
+        self.datasets, kept_back = hold_out(self.datasets, recipe.datasets)
+        self.heldout_texts = kept_back or self.heldout_texts
         self.pretraining = self._pretraining(recipe)
         self.reward_paths: dict[str, Path] = {}
         started = time.perf_counter()
@@ -70,7 +71,7 @@ class RunInputs:
         self.seconds_for_reward_model = time.perf_counter() - started
         """Next to none if it was trained before."""
 
-    def _load(self, dataset: DatasetConfig, recipe: Recipe) -> Sequence[DemonstrationGroup | RolloutGroup]:
+    def _load(self, dataset: DatasetConfig, recipe: Recipe) -> Sequence[Group]:
         return load_dataset(
             dataset,
             self.tokenizer,

@@ -150,6 +150,12 @@ def _check_pretraining(
                 "what a policy has sampled does not hold it near human text",
                 'set "jsonl" or "movie-reviews"',
             )
+        if isinstance(dataset, LearnedTexts) and dataset.heldout_fraction:
+            yield Contradiction(
+                (f"pretraining.datasets.{place}.heldout_fraction",),
+                "the texts that are mixed in are all learned from",
+                "leave it out",
+            )
     if pretraining and isinstance(algorithm, ActorCriticConfig) and algorithm.value_warmup_steps:
         yield Contradiction(
             ("algorithm.value_warmup_steps", "pretraining"),

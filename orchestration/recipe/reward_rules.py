@@ -60,6 +60,12 @@ def _check_reward_datasets(reward_model: RewardStageConfig | None) -> Iterator[C
                 "a reward model learns which completion is better, and all of a group have the prompt in common",
                 "leave it out",
             )
+        if isinstance(dataset, LearnedTexts) and dataset.heldout_fraction:
+            yield Contradiction(
+                (f"reward_model.datasets.{place}.heldout_fraction",),
+                "what a reward model is measured on is taken from all of its datasets",
+                f"set reward_model.heldout_fraction = {dataset.heldout_fraction:g} instead",
+            )
         if dataset.weight != 1:
             yield Contradiction(
                 (f"reward_model.datasets.{place}.weight",),

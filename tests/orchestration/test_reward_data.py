@@ -87,6 +87,12 @@ def test_a_margin_needs_ratings(tmp_path: Path) -> None:
     [
         ("reward_model.cut_copies=1", "only the demo's snippets are cut"),
         ("reward_model.datasets.0.weight=2.0", "no mixture to weigh"),
+        ("reward_model.datasets.0.completion_only_loss=false", "all of a group have the prompt in common"),
+        ("reward_model.datasets.0.heldout_fraction=0.2", "set reward_model.heldout_fraction = 0.2 instead"),
+        (
+            'pretraining={coef=1.0, datasets=[{kind="jsonl", path="x", heldout_fraction=0.1}]}',
+            "the texts that are mixed in are all learned from",
+        ),
         (
             'reward_model.datasets=[{kind="movie-reviews", content="demonstrations"}]',
             "a demonstration stands alone",
