@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from actors.autoscale_config import AutoscaleConfig
 from core.config import MAX_SEED, Resources, Section
 
 SEEDS_PER_GROUP = 1_000
@@ -84,7 +85,16 @@ class WeighedSection(Section):
     """Its share of what is drawn, relative to the weights of the other datasets."""
 
 
-class MovieReviewDataset(WeighedSection):
+class LearnedTexts(WeighedSection):
+    """Texts that no policy of ours has sampled."""
+
+    completion_only_loss: bool = True
+    """For sft: learn completions alone, as is usual, or with false prompts as well, all but their first token."""
+    heldout_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the prompts whose texts are not learned from; their perplexity is reported before and after."""
+
+
+class MovieReviewDataset(LearnedTexts):
     """Human-rated movie-review snippets to learn from: texts that people liked, or comparisons."""
 
     kind: Literal["movie-reviews"]
@@ -106,15 +116,15 @@ class MovieReviewDataset(WeighedSection):
     """Seed of the split into train, held-out and prompts; no snippet is in two of them."""
 
 
-class JsonLinesDataset(WeighedSection, JsonLines):
+class JsonLinesDataset(LearnedTexts, JsonLines):
     """Texts of one's own: JSON lines in TRL's formats, standard or conversational (see docs/datasets.md)."""
 
 
-class ParquetDataset(WeighedSection, Parquet):
+class ParquetDataset(LearnedTexts, Parquet):
     """Texts of one's own: a Parquet file in the same formats."""
 
 
-class HuggingFaceDataset(WeighedSection, HuggingFace):
+class HuggingFaceDataset(LearnedTexts, HuggingFace):
     """Texts that the `datasets` library finds, in the same formats."""
 
 
@@ -132,21 +142,6 @@ DatasetConfig = Annotated[
     MovieReviewDataset | JsonLinesDataset | ParquetDataset | HuggingFaceDataset | RunDataset,
     Field(discriminator="kind"),
 ]
-
-
-class AutoscaleConfig(Section):
-    """How the number of rollout workers follows what waits for what."""
-
-    min_workers: int = Field(default=1, ge=1)
-    """Never fewer."""
-    max_workers: int = Field(ge=1)
-    """Never more."""
-    grow_above: float = Field(default=0.5, gt=0, lt=1)
-    """More workers when the learner waits a larger share of the step for rollouts."""
-    shrink_below: float = Field(default=0.1, ge=0, lt=1)
-    """Fewer workers when it waits a smaller share."""
-    window_steps: int = Field(default=3, ge=1)
-    """Steps that a decision looks at, all of them since the last change."""
 
 
 MAX_ADAPTER_RANK = 512

@@ -30,8 +30,10 @@ def load_dataset(
     *,
     data_folder: Path | None,
     max_tokens: int,
+    needs_ratings: bool = False,
 ) -> Sequence[DemonstrationGroup | RolloutGroup]:
-    """The groups to learn from. Raises `UserError` for data that is missing, malformed or too long."""
+    """The groups to learn from. Raises `UserError` for data that is missing, malformed or too long, and for
+    preferences without ratings where these are needed."""
     match config:
         case MovieReviewDataset():
             assert data_folder is not None
@@ -40,8 +42,12 @@ def load_dataset(
             return _not_empty(list(load_samples(config, max_tokens=max_tokens)), config.path)
         case _:
             where = where_of(config)
-            texts = [read_row(row, place, tokenizer) for place, row in read_rows(config)]
-    return _not_empty(_tokenised(texts, tokenizer, where, max_tokens), where)
+            texts = [
+                read_row(row, place, tokenizer, needs_ratings=needs_ratings)
+                for place, row in read_rows(config)
+            ]
+    groups = _tokenised(texts, tokenizer, where, max_tokens, completion_only=config.completion_only_loss)
+    return _not_empty(groups, where)
 
 
 def comparable(
@@ -126,8 +132,14 @@ def _comparisons(config: MovieReviewDataset, train: list[RatedText]) -> Iterator
 
 
 def _tokenised(
-    texts: Sequence[Texts], tokenizer: ChatTokenizer, where: str, max_tokens: int | None
+    texts: Sequence[Texts],
+    tokenizer: ChatTokenizer,
+    where: str,
+    max_tokens: int | None,
+    *,
+    completion_only: bool = True,
 ) -> list[DemonstrationGroup]:
+    """With the prompt learned as well, all but its first token, which nothing predicts, counts as completion."""
     end = tokenizer.eos_token_id
     assert end is not None
     groups = []
@@ -136,8 +148,11 @@ def _tokenised(
         prompt_ids = (
             tokenizer([prompt_text], add_special_tokens=not begun)[TEXT_IDS][0] if prompt_text else [end]
         )
+        num_given = len(prompt_ids) if completion_only else 1
         prompt = Prompt(
-            prompt_id=f"dataset-{number}", text=prompt_text, token_ids=np.asarray(prompt_ids, dtype=np.int32)
+            prompt_id=f"dataset-{number}",
+            text=prompt_text,
+            token_ids=np.asarray(prompt_ids[:num_given], dtype=np.int32),
         )
         # A completion begins no text.
         all_ids = tokenizer([text for text, _ in completions], add_special_tokens=False)[TEXT_IDS]
@@ -151,7 +166,7 @@ def _tokenised(
                     f"{where}: {text!r:.60} has {len(token_ids_T)} tokens with its prompt, and "
                     f"model.max_model_len is {max_tokens}. Drop it, or raise model.max_model_len."
                 )
-            sampled_T = np.arange(len(token_ids_T)) >= len(prompt_ids)
+            sampled_T = np.arange(len(token_ids_T)) >= num_given
             demonstrations.append(
                 Demonstration(
                     prompt=prompt, token_ids_T=token_ids_T, sampled_T=sampled_T, text=text, score=score

@@ -52,8 +52,11 @@ def is_begun(text: str, tokenizer: ChatTokenizer) -> bool:
     return tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
 
 
-def read_row(row: dict[str, object], where: str, tokenizer: ChatTokenizer) -> Texts:
-    """The row's format is told by its columns. Raises `UserError` that begins with `where`."""
+def read_row(
+    row: dict[str, object], where: str, tokenizer: ChatTokenizer, *, needs_ratings: bool = False
+) -> Texts:
+    """The row's format is told by its columns. Raises `UserError` that begins with `where`, also for chosen and
+    rejected without their scores if ratings are needed."""
     row = dict(row)
     if "text" in row:
         return "", [(_string(row["text"], where, "text"), 0.0)]
@@ -61,6 +64,11 @@ def read_row(row: dict[str, object], where: str, tokenizer: ChatTokenizer) -> Te
         messages = _messages(row["messages"], where, "messages")
         row = {"prompt": messages[:-1], "completion": messages[-1:]}
     if "chosen" in row and "rejected" in row:
+        if needs_ratings and not {"score_chosen", "score_rejected"} <= row.keys():
+            raise UserError(
+                f"{where}: says which text is better but not by how much, which a margin is made of; give "
+                'score_chosen and score_rejected, or set reward_model.loss = "bradley-terry"'
+            )
         completions = [row["chosen"], row["rejected"]]
         scores = [row.get("score_chosen", 1.0), row.get("score_rejected", 0.0)]
     elif "completions" in row and "ratings" in row:

@@ -53,8 +53,8 @@ class RolloutWorker:
     def ready(self) -> str:
         """Start the engine; Ray's id of the node that it is on. Not done earlier for the reason of `ScorerWorker`.
 
-        Raises `UserError` on a node that runs other versions, lacks the GPU or cannot get the model, `WorkerError` if
-        the engine does not start.
+        Raises `UserError` on a node that runs other versions, lacks the GPU or cannot get the model, `WorkerError`
+        if the engine does not start.
         """
         setup = self._setup
         require_versions(setup.driver_versions, {node_address(): versions()})

@@ -18,6 +18,7 @@ import torch
 from benchmarks.measuring import print_table
 from core.ratings import SPLIT_FRACTIONS, RatedText, load_ratings, split_ratings
 from learner.config import RewardModelConfig
+from learner.rankings import draw
 from learner.reward_head import fit_head
 from learner.reward_stage import TextFeatures, heldout_metrics, ratings_of, text_features, write_backbone
 from orchestration.assets import RATINGS, asset_path, resolve_model
@@ -78,7 +79,8 @@ def _fit(texts: TextFeatures, rows: Sequence[RatedText], config: RewardModelConf
     train = _part(texts, [place[row.id] for row in split["train"][:TRAIN_SNIPPETS]])
     heldout = _part(texts, [place[row.id] for row in split["heldout"][:HELDOUT_SNIPPETS]])
     learned_S = ~train.is_cut_S | bool(config.cut_copies)
-    head_F = fit_head(train.features_SF[learned_S], ratings_of(rows)[train.row_of_S[learned_S]], config)
+    ratings_S = ratings_of(rows)[train.row_of_S[learned_S]]
+    head_F = fit_head(train.features_SF[learned_S], ratings_S, draw(ratings_S, config), config)
     return heldout_metrics(heldout, rows, head_F)
 
 

@@ -5,12 +5,19 @@ Dimension key: T token positions of a row, N trained tokens of a row, S sequence
 
 import hashlib
 import json
+from collections.abc import Set
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from core.attention import PACKED_ATTENTION
 from core.decoded_logits import decoded_logits
@@ -19,6 +26,8 @@ from core.errors import UserError
 from core.packing import PackedRow
 from core.pretrained import load_network, read_config, read_tokenizer_file
 
+HEAD_WEIGHT = "score.weight"
+"""Name of a scalar head in transformers' sequence classifiers."""
 SCORE_OFFSET = "leash_score_offset"
 """Key of a reward model's config.json: what is taken off its scores (`learner/reward_normalization.py`)."""
 
@@ -97,6 +106,20 @@ def load_scalar_model(path: Path, dtype: str) -> ScalarModel:
     return ScalarModel(_load(AutoModelForSequenceClassification, path, dtype))
 
 
+def load_with_scalar_head(path: Path, dtype: str) -> ScalarModel:
+    """A causal language model's backbone with a new scalar head that gives 0. Raises `UserError`."""
+    config = read_config(path)
+    config.num_labels = 1
+    new, left_over = {HEAD_WEIGHT}, {"lm_head.weight", "lm_head.bias"}
+    model = _load(AutoModelForSequenceClassification, path, dtype, config=config, expected=new | left_over)
+    head: Any = model.score
+    with torch.no_grad():
+        head.weight.zero_()
+        if hasattr(head.weight, "ds_tensor"):  # this rank's part, where ZeRO-3 has split it while loading
+            head.weight.ds_tensor.zero_()
+    return ScalarModel(model)
+
+
 def linear_layers(path: Path) -> list[str]:
     """Last names of all linear layers of a causal language model but its head: those that adapters lie beside."""
     with torch.device("meta"):
@@ -124,17 +147,30 @@ def tokenizer_digest(path: Path) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
-def _load(kind: type, path: Path, dtype: str) -> PreTrainedModel:
-    """Load weights, refusing a checkpoint that does not fill the architecture exactly."""
+def _load(
+    kind: type,
+    path: Path,
+    dtype: str,
+    *,
+    config: PreTrainedConfig | None = None,
+    expected: Set[str] = frozenset(),
+) -> PreTrainedModel:
+    """Load weights, refusing a checkpoint that does not fill the architecture exactly, but for `expected` names."""
     read_config(path)
+    own_config: dict[str, Any] = {} if config is None else {"config": config}
     model, report = load_network(
         kind,
         path,
+        **own_config,
         dtype=getattr(torch, dtype),
         attn_implementation=PACKED_ATTENTION,
         output_loading_info=True,
     )
-    problems = {key: sorted(names)[:3] for key, names in report.items() if names and key != "error_msgs"}
+    problems = {
+        key: sorted(unexpected)[:3]
+        for key, names in report.items()
+        if key != "error_msgs" and (unexpected := set(names) - expected)
+    }
     if problems:
         raise UserError(
             f"{path}: the checkpoint is of another architecture than its config.json says: {problems}. "

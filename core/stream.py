@@ -4,6 +4,7 @@ Item k is the same in every run with this seed, however the stream is read: a re
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -12,6 +13,9 @@ T = TypeVar("T")
 
 CYCLE = 1000
 """Items after which a mixture's pattern repeats: weights are kept to a thousandth."""
+ORDERS_KEPT = 4
+"""For each collection: of this epoch and the next, and where resampled prompts come from. Shuffling a million costs
+tens of milliseconds, which no item should."""
 
 
 class SeededStream(Generic[T]):
@@ -24,6 +28,7 @@ class SeededStream(Generic[T]):
         assert all(collections), "nothing flows from an empty collection"
         self._collections = collections
         self._seed = seed
+        self._order = lru_cache(ORDERS_KEPT * len(collections))(self._shuffled)
         self._turns = [0] if len(collections) == 1 else _turns(weights or [1.0] * len(collections))
 
     def __getitem__(self, number: int) -> T:
@@ -36,8 +41,11 @@ class SeededStream(Generic[T]):
         which = self._turns[turn]
         count = cycle * self._turns.count(which) + self._turns[:turn].count(which)
         epoch, position = divmod(count, len(self._collections[which]))
-        order = np.random.default_rng((self._seed, epoch, which)).permutation(len(self._collections[which]))
-        return which, int(order[position])
+        return which, int(self._order(epoch, which)[position])
+
+    def _shuffled(self, epoch: int, which: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """The order of a collection in an epoch."""
+        return np.random.default_rng((self._seed, epoch, which)).permutation(len(self._collections[which]))
 
 
 def _turns(weights: Sequence[float]) -> list[int]:

@@ -10,7 +10,14 @@ Dimension key: B sequences, T token positions. `mask` is True on the tokens that
 import torch
 from torch import Tensor
 
-from learner.shapes import require_mask, require_same_shape
+from learner.aggregation import sequence_index
+from learner.shapes import (
+    require_coefficient,
+    require_floats,
+    require_mask,
+    require_rank,
+    require_same_shape,
+)
 
 STD_EPSILON = 1e-6
 """Keeps a group of nearly equal scores finite; where there is something to learn, scores differ by more."""
@@ -25,7 +32,10 @@ def kl_penalized_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, *, kl
     Its sum over a sequence is score - kl_coef * KL (arXiv:1909.08593, eq. 2; RLHF book, Regularization,
     eq. 2), with `kl_BT` the per-token estimate, k1 as a rule (see `learner.kl.kl_estimate`).
     """
+    if mask_BT.dim() != 2:
+        raise ValueError(f"mask has the shape {list(mask_BT.shape)}; give [B, T], a row for each sequence")
     require_mask(mask_BT, kl=kl_BT)
+    require_coefficient("kl_coef", kl_coef)
     require_same_shape(scores=scores_B, mask_rows=mask_BT[:, 0])
     if not mask_BT.any(dim=1).all():
         raise ValueError("a row of the mask is all False: no token to take its score; drop such rollouts")
@@ -48,32 +58,37 @@ def overlong_penalty(lengths_B: Tensor, *, max_tokens: int, buffer_tokens: int) 
 
 @torch.no_grad()
 def gae(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    sequence_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns [B, T] by generalized advantage estimation; 0 outside the mask.
+    """Advantages and returns by generalized advantage estimation, shaped like the mask; 0 outside it.
 
         A_t = delta_t + gamma lam A_{t+1},  delta_t = r_t + gamma V_{t+1} - V_t,  return_t = A_t + V_t
 
-    (arXiv:1506.02438, eq. 16). `values_BT[t]` is the value before token t is chosen; after the last
-    masked token an episode is over and its value 0. Each row's True positions must be one run, wherever
-    it starts: rewards and values outside it (prompt, padding) are never read.
+    (arXiv:1506.02438, eq. 16). A value is that before its token is chosen; after the last masked token an episode
+    is over and its value 0. Padded [B, T], where a row is a sequence, or packed, where `sequence_ids` (same shape,
+    any integers) tells. Each sequence's True positions must be one run, wherever it starts: rewards and values
+    outside it (prompt, padding) are never read.
     """
-    require_mask(mask_BT, rewards=rewards_BT, values=values_BT)
+    require_mask(mask, rewards=rewards, values=values)
+    require_floats(rewards=rewards, values=values)
     for name, factor in (("gamma", gamma), ("lam", lam)):
         if not 0 <= factor <= 1:
             raise ValueError(f"{name} is {factor}; set it in [0, 1] (RLHF uses gamma 1, lam 0.95)")
-    num_runs_B = mask_BT[:, :1].sum(1) + (mask_BT[:, 1:] & ~mask_BT[:, :-1]).sum(1)
-    if (num_runs_B > 1).any():
-        raise ValueError("a row of the mask has a gap; give each run of sampled tokens a row of its own")
-    rewards_BT, values_BT = torch.where(mask_BT, rewards_BT, 0.0), torch.where(mask_BT, values_BT, 0.0)
-    advantages_BT = torch.zeros_like(values_BT)
-    next_advantage_B = next_value_B = torch.zeros_like(values_BT[:, 0])
-    for t in reversed(range(mask_BT.shape[1])):
-        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
-        next_advantage_B = torch.where(mask_BT[:, t], delta_B + gamma * lam * next_advantage_B, 0.0)
-        next_value_B = values_BT[:, t]
-        advantages_BT[:, t] = next_advantage_B
-    return advantages_BT, advantages_BT + values_BT
+    index, num_sequences = sequence_index(mask, sequence_ids)
+    if sequence_ids is None:
+        return _gae_of_rows(rewards, values, mask, gamma, lam)
+    places = _places_of_rows(index.flatten(), num_sequences)
+    rewards_BT, values_BT, mask_BT = [
+        _as_rows(tensor.flatten(), places, num_sequences) for tensor in (rewards, values, mask)
+    ]
+    advantages_BT, returns_BT = _gae_of_rows(rewards_BT, values_BT, mask_BT, gamma, lam)
+    return advantages_BT[places].view(mask.shape), returns_BT[places].view(mask.shape)
 
 
 @torch.no_grad()
@@ -118,9 +133,42 @@ def whiten(values_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool) -> Tensor:
     return torch.where(mask_BT, scaled_BT if shift_mean else scaled_BT + mean, 0.0)
 
 
+def _gae_of_rows(
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    starts_BT = mask_BT & ~torch.nn.functional.pad(mask_BT, (1, 0))[:, :-1]
+    if (starts_BT.sum(1) > 1).any():
+        raise ValueError("a row of the mask has a gap; give each run of sampled tokens a row of its own")
+    rewards_BT, values_BT = torch.where(mask_BT, rewards_BT, 0.0), torch.where(mask_BT, values_BT, 0.0)
+    advantages_BT = torch.zeros_like(values_BT)
+    next_advantage_B = next_value_B = values_BT.new_zeros(len(values_BT))
+    for t in reversed(range(mask_BT.shape[1])):
+        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
+        next_advantage_B = torch.where(mask_BT[:, t], delta_B + gamma * lam * next_advantage_B, 0.0)
+        advantages_BT[:, t], next_value_B = next_advantage_B, values_BT[:, t]
+    return advantages_BT, advantages_BT + values_BT
+
+
+def _places_of_rows(index_N: Tensor, num_sequences: int) -> tuple[Tensor, Tensor]:
+    """([N], [N]): the row and the column that each packed token has once every sequence is a row."""
+    lengths_B = torch.bincount(index_N, minlength=num_sequences)
+    order_N = index_N.argsort(stable=True)
+    columns_N = torch.empty_like(index_N)
+    starts_B = lengths_B.cumsum(0) - lengths_B
+    columns_N[order_N] = torch.arange(len(index_N), device=index_N.device) - starts_B[index_N[order_N]]
+    return index_N, columns_N
+
+
+def _as_rows(packed_N: Tensor, places: tuple[Tensor, Tensor], num_rows: int) -> Tensor:
+    length = int(places[1].max()) + 1 if len(places[1]) else 0
+    return packed_N.new_zeros(num_rows, length).index_put_(places, packed_N)
+
+
 def _centered(scores_B: Tensor, group_ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores minus their group's mean [B], each one's group [B] and the groups' sizes [G], in float64:
     there a mean of equal float32 scores is exact."""
+    require_rank(1, scores=scores_B)
+    require_floats(scores=scores_B)
     require_same_shape(scores=scores_B, group_ids=group_ids_B)
     ids_G, group_of_B, counts_G = torch.unique(group_ids_B, return_inverse=True, return_counts=True)
     if (counts_G < 2).any():

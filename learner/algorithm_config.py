@@ -83,8 +83,11 @@ class ReinforceConfig(ClippedConfig):
 
 
 class ActorCriticConfig(PolicyGradientConfig):
-    """A value model that starts from the reward model, and GAE over it. arXiv:1506.02438."""
+    """A value model that starts from the reward model or the policy, and GAE over it. arXiv:1506.02438."""
 
+    value_init: Literal["reward-model", "policy"] = "reward-model"
+    """What the value model starts from: the reward model with the largest weight, or the policy with a head of 0,
+    which knows nothing yet: give it `value_warmup_steps`. The rewards may then be functions alone."""
     gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount per token."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)

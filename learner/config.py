@@ -9,6 +9,9 @@ from pydantic import Field
 
 from core.config import MAX_SEED, Resources, Section
 
+MIN_RANKING_SIZE, MAX_RANKING_SIZE = 4, 9
+"""Texts that one ranking compares (arXiv:2203.02155, sec. 3.5)."""
+
 
 class LoRAConfig(Section):
     """Train low-rank adapters beside frozen weights. arXiv:2106.09685."""
@@ -110,10 +113,10 @@ class RewardTuningConfig(Section):
 
 
 class RewardModelConfig(Section):
-    """A reward model learned from human ratings: a linear head on a truncated backbone."""
+    """A reward model learned from ratings: a linear head on a truncated backbone."""
 
     data: Literal["movie-reviews"] = "movie-reviews"
-    """The ratings."""
+    """The ratings, where no datasets are given."""
     split_seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the split; must be the prompts' one, so that no snippet is in two."""
     num_layers: int = Field(default=18, ge=1)
@@ -129,10 +132,10 @@ class RewardModelConfig(Section):
     """What is learned: the better of two, by how much (arXiv:2307.09288), or rankings (arXiv:2203.02155)."""
     margin_scale: float = Field(default=1.0, gt=0)
     """Of the margin loss: how far apart scores should be for each point between two ratings."""
-    ranking_size: int = Field(default=4, ge=4, le=9)
+    ranking_size: int = Field(default=4, ge=MIN_RANKING_SIZE, le=MAX_RANKING_SIZE)
     """Of the k-wise loss: texts of a ranking."""
     num_pairs: int = Field(default=60000, ge=1)
-    """Preference pairs drawn from the training snippets."""
+    """Preference pairs drawn from the training snippets; of datasets at most so many."""
     min_rating_difference: float = Field(default=0.25, gt=0)
     """Pairs whose mean ratings are closer than this are not used; rankings use all that differ."""
     l2: float = Field(default=1e-3, ge=0)

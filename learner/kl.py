@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from learner.shapes import require_same_shape
+from learner.shapes import require_floats, require_same_shape
 
 Estimator = Literal["k1", "k2", "k3", "abs"]
 Direction = Literal["reverse", "forward"]
@@ -64,6 +64,7 @@ def full_kl(policy_logits: Tensor, reference_logits: Tensor, *, direction: Direc
     precision.
     """
     require_same_shape(policy_logits=policy_logits, reference_logits=reference_logits)
+    require_floats(policy_logits=policy_logits, reference_logits=reference_logits)
     match direction:
         case "reverse":
             return divergence(policy_logits, reference_logits)
@@ -81,6 +82,10 @@ def divergence(first_logits: Tensor, second_logits: Tensor | None) -> Tensor:
     result is, in float32. A token of probability 0 (logit -inf) adds nothing to the sum if it is so in
     the first, and makes it infinite if it is so in the second alone.
     """
+    if first_logits.dim() == 0 or first_logits.shape[-1] == 0:
+        raise ValueError(
+            f"logits have the shape {list(first_logits.shape)}; the last dimension must be the vocabulary"
+        )
     return cast(Tensor, _Divergence.apply(first_logits, second_logits))  # type: ignore[no-untyped-call]
 
 

@@ -35,7 +35,7 @@ from learner.preference_losses import dpo_loss as dpo_loss
 from learner.preference_losses import k_wise_loss as k_wise_loss
 from learner.preference_losses import rebel_loss as rebel_loss
 from learner.preference_losses import rpo_loss as rpo_loss
-from learner.shapes import require_mask
+from learner.shapes import require_coefficient, require_mask
 
 Metrics = dict[str, Tensor]
 
@@ -70,7 +70,7 @@ def ppo_policy_loss(
     require_mask(
         mask, policy_logprobs=policy_logprobs, behavior_logprobs=behavior_logprobs, advantages=advantages
     )
-    if not (0 < clip_low <= 1 and clip_high > 0):
+    if not (0 < clip_low <= 1 and 0 < clip_high < math.inf):
         raise ValueError(
             f"clip range is ({clip_low}, {clip_high}); set low in (0, 1], high above 0 (such as 0.2)"
         )
@@ -122,6 +122,7 @@ def grpo_loss(
     stale rollouts.
     """
     require_mask(mask, reference_logprobs=reference_logprobs)
+    require_coefficient("kl_coef", kl_coef)
     loss, metrics = ppo_policy_loss(
         policy_logprobs,
         behavior_logprobs,
@@ -174,8 +175,8 @@ def importance_weights(
     "sequence" gives each token the whole sequence's ratio, which is unbiased where the cap does not bite.
     """
     require_mask(mask, policy_logprobs=policy_logprobs, behavior_logprobs=behavior_logprobs)
-    if not cap > 0:
-        raise ValueError(f"cap is {cap}; set the largest weight, at or above 1 (such as 2)")
+    if not 1 <= cap < math.inf:
+        raise ValueError(f"cap is {cap}; set the largest weight, a finite number from 1 on (such as 2)")
     log_ratio = torch.where(mask, policy_logprobs.detach() - behavior_logprobs.detach(), 0.0)
     match level:
         case "token":

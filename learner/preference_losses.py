@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from learner.shapes import require_same_shape
+from learner.shapes import require_coefficient, require_positive, require_rank, require_same_shape
 
 DPOVariant = Literal["sigmoid", "ipo", "conservative"]
 
@@ -28,12 +28,18 @@ def bradley_terry_loss(
 ) -> Tensor:
     """-log sigmoid(chosen - rejected - margin), from scores of a reward model (arXiv:2203.02155, eq. 1).
 
-    A margin [B] says how much better the chosen one was rated (Llama 2, arXiv:2307.09288, eq. 2).
-    Adding one constant to all scores changes nothing.
+    A margin [B], or one for all, says how much better the chosen one was rated (Llama 2, arXiv:2307.09288,
+    eq. 2). Adding one constant to all scores changes nothing.
     """
     require_same_shape(chosen=chosen_B, rejected=rejected_B)
     if isinstance(margin, Tensor):
         require_same_shape(chosen=chosen_B, margin=margin)
+        if (margin < 0).any():
+            raise ValueError(
+                f"margin of pair {int((margin < 0).nonzero()[0])} is below 0: its chosen one is rated lower"
+            )
+    elif margin is not None:
+        require_coefficient("margin", margin)
     gap_B = chosen_B - rejected_B
     return _mean(-logsigmoid(gap_B if margin is None else gap_B - margin), normalizer)
 
@@ -45,7 +51,10 @@ def k_wise_loss(scores_BK: Tensor, ranks_BK: Tensor, *, normalizer: float | None
     pair, since they say nothing about order; a negative rank marks an empty place, for prompts with fewer
     than K completions. Every prompt weighs the same, whatever its number of pairs.
     """
+    require_rank(2, scores=scores_BK)
     require_same_shape(scores=scores_BK, ranks=ranks_BK)
+    if ranks_BK.is_floating_point() or ranks_BK.dtype == torch.bool:
+        raise ValueError(f"ranks are {ranks_BK.dtype}; pass whole numbers, 0 for the best (ranks.long())")
     present_BK = ranks_BK >= 0
     better_BKK = ranks_BK[:, :, None] < ranks_BK[:, None, :]  # first beats second
     better_BKK = better_BKK & present_BK[:, :, None] & present_BK[:, None, :]
@@ -85,7 +94,7 @@ def dpo_loss(
     `weights_B` says how much each pair counts, such as by its reward gap; left out, all count 1.
     """
     gap_B = _log_ratio_gap(policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B)
-    _require_positive("beta", beta)
+    require_positive("beta", beta)
     if not (0 < label_smoothing < 0.5 if variant == "conservative" else label_smoothing == 0):
         raise ValueError(
             f"label_smoothing is {label_smoothing} with variant {variant!r}; set it in (0, 0.5) with "
@@ -127,8 +136,8 @@ def rpo_loss(
     """
     gap_B = _log_ratio_gap(policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B)
     require_same_shape(policy_chosen=policy_chosen_B, reward_gap=reward_gap_B)
-    _require_positive("beta", beta)
-    _require_positive("eta", eta)
+    require_positive("beta", beta)
+    require_positive("eta", eta)
     implicit_B, target_B = beta * gap_B, eta * reward_gap_B.detach()
     win_B = target_B.sigmoid() * (logsigmoid(target_B) - logsigmoid(implicit_B))
     lose_B = (-target_B).sigmoid() * (logsigmoid(-target_B) - logsigmoid(-implicit_B))
@@ -153,7 +162,7 @@ def rebel_loss(
     """
     gap_B = _log_ratio_gap(policy_first_B, policy_second_B, behavior_first_B, behavior_second_B)
     require_same_shape(policy_first=policy_first_B, reward_gap=reward_gap_B)
-    _require_positive("eta", eta)
+    require_positive("eta", eta)
     return _mean((gap_B / eta - reward_gap_B.detach()).square(), normalizer)
 
 
@@ -177,8 +186,3 @@ def _mean(values_B: Tensor, normalizer: float | None) -> Tensor:
             f"normalizer is {normalizer}; give the global count of pairs (k_wise_loss: of prompts)"
         )
     return values_B.sum() / normalizer
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} is {value}; set it above 0 (such as 0.1)")

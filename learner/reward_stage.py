@@ -1,6 +1,8 @@
-"""A reward model from human ratings: a frozen, truncated backbone and a scalar head learned from pairs.
+"""A reward model from ratings: a frozen, truncated backbone and a scalar head learned from comparisons.
 
-    rated snippets -> hidden states (once) -> head (learner/reward_head.py) -> sequence classifier
+    rated texts -> hidden states (once) -> head (learner/reward_head.py) -> sequence classifier
+
+The texts are the rated snippets of the demo (here), or the groups of datasets (learner/reward_groups.py).
 
 The backbone is the policy's own model, cut after `num_layers`: its middle layers tell liking better than
 its last ones, and a shorter model serves faster.
@@ -19,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ from core.packing import pack_row, plan_rows
 from core.pretrained import load_network, load_tokenizer, read_config
 from core.ratings import SPLIT_FRACTIONS, RatedText, load_ratings, split_ratings
 from learner.config import RewardModelConfig
+from learner.rankings import RankedTexts, draw
 from learner.reward_head import fit_head
 from learner.reward_metrics import pairwise_accuracy, rater_agreement
 from learner.reward_normalization import mean_score_of_samples
@@ -42,11 +45,25 @@ MARGINS = (0.0, 1.0, 2.0)
 """Held-out accuracy is reported on pairs whose mean ratings differ by at least these."""
 
 
+class RewardData(Protocol):
+    """Rated texts, in part held out. `folder` holds the reward model as it is."""
+
+    def fit_head(self, folder: Path) -> torch.Tensor:
+        """[F]: learned on the features of the backbone."""
+        ...
+
+    def ranked_texts(self, folder: Path) -> RankedTexts:
+        """To tune the backbone on."""
+        ...
+
+    def heldout_metrics(self, folder: Path, head_F: torch.Tensor) -> dict[str, float]: ...
+
+
 def train_reward_model(
     config: RewardModelConfig,
     *,
+    data: RewardData,
     model_path: Path,
-    data_folder: Path,
     folder: Path,
     report: Callable[[str], None],
     prompts: Sequence[Int32s],
@@ -58,22 +75,16 @@ def train_reward_model(
     """
     started = time.perf_counter()
     torch.set_num_threads(config.threads)
-    rows, malformed = load_ratings(data_folder)
-    split = split_ratings(rows, seed=config.split_seed, fractions=SPLIT_FRACTIONS)
-    train, heldout = split["train"][: config.train_snippets], split["heldout"][: config.heldout_snippets]
-    report(
-        f"{len(rows)} rated snippets ({len(malformed)} malformed lines left out): "
-        f"{len(train)} to learn from, {len(heldout)} held out"
-    )
     write_backbone(model_path, folder, num_layers=config.num_layers)
-    learned_from = text_features(folder, train, cut_copies=config.cut_copies, config=config, report=report)
-    head_F = fit_head(learned_from.features_SF, ratings_of(train)[learned_from.row_of_S], config)
-    _write_head(folder, head_F, offset=0.0)
-    tuned = _tune(folder, train, config, report) if config.tuning else {}
+    _write_head(folder, data.fit_head(folder), offset=0.0)
+    tuned: dict[str, float] = {}
+    if config.tuning:
+        from learner.reward_tuning import tune_on_ranks  # DeepSpeed, for those who train the backbone
+
+        tuned = tune_on_ranks(folder, data.ranked_texts(folder), config, report=report)
     head: Any = load_scalar_model(folder, "float32").model.score
     head_F = head.weight.detach()[0]
-    measured_on = text_features(folder, heldout, cut_copies=1, config=config, report=report)
-    metrics = heldout_metrics(measured_on, heldout, head_F) | tuned
+    metrics = data.heldout_metrics(folder, head_F) | tuned
     if prompts:
         metrics["score_offset"] = mean_score_of_samples(
             load_scalar_model(folder, "float32").eval(),
@@ -85,13 +96,55 @@ def train_reward_model(
         )
         metrics["score_mean"] -= metrics["score_offset"]
         _write_head(folder, head_F, offset=metrics["score_offset"])
-    metrics |= {
-        "train_snippets": len(train),
-        "heldout_snippets": len(heldout),
-        "seconds": time.perf_counter() - started,
-    }
+    metrics["seconds"] = time.perf_counter() - started
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     return metrics
+
+
+class RatedSnippets:
+    """Movie-review snippets, whole and cut, any two of which can be compared."""
+
+    def __init__(
+        self, config: RewardModelConfig, *, data_folder: Path, report: Callable[[str], None]
+    ) -> None:
+        self._config = config
+        self._report = report
+        rows, malformed = load_ratings(data_folder)
+        split = split_ratings(rows, seed=config.split_seed, fractions=SPLIT_FRACTIONS)
+        self._train = split["train"][: config.train_snippets]
+        self._heldout = split["heldout"][: config.heldout_snippets]
+        report(
+            f"{len(rows)} rated snippets ({len(malformed)} malformed lines left out): "
+            f"{len(self._train)} to learn from, {len(self._heldout)} held out"
+        )
+
+    def fit_head(self, folder: Path) -> torch.Tensor:
+        config = self._config
+        texts = text_features(
+            folder, self._train, cut_copies=config.cut_copies, config=config, report=self._report
+        )
+        ratings_S = ratings_of(self._train)[texts.row_of_S]
+        return fit_head(texts.features_SF, ratings_S, draw(ratings_S, config), config)
+
+    def ranked_texts(self, folder: Path) -> RankedTexts:
+        """Cut at other places than those that the head has learned from."""
+        tokenizer = load_tokenizer(folder)
+        random = np.random.default_rng(self._config.split_seed)
+        texts: list[Int32s] = []
+        of_row: list[int] = []
+        for number, ids in enumerate(tokenizer([row.text for row in self._train])["input_ids"]):
+            copies = self._config.cut_copies if len(ids) > MIN_CUT_TOKENS else 0
+            lengths = [len(ids), *random.integers(MIN_CUT_TOKENS, len(ids), size=copies).tolist()]
+            texts += [np.asarray(ids[:length], dtype=np.int32) for length in lengths]
+            of_row += [number] * len(lengths)
+        ratings_S = ratings_of(self._train)[of_row]
+        rankings = draw(ratings_S, self._config)
+        return RankedTexts(token_ids=texts, starts=[1] * len(texts), ratings_S=ratings_S, rankings=rankings)
+
+    def heldout_metrics(self, folder: Path, head_F: torch.Tensor) -> dict[str, float]:
+        texts = text_features(folder, self._heldout, cut_copies=1, config=self._config, report=self._report)
+        sizes = {"train_snippets": len(self._train), "heldout_snippets": len(self._heldout)}
+        return heldout_metrics(texts, self._heldout, head_F) | sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,23 +236,6 @@ def text_features(
     return TextFeatures(
         features_SF=torch.cat(parts).clone(), row_of_S=torch.tensor(of_row), is_cut_S=torch.tensor(cut)
     )
-
-
-def _tune(
-    folder: Path, rows: Sequence[RatedText], config: RewardModelConfig, report: Callable[[str], None]
-) -> dict[str, float]:
-    from learner.reward_tuning import tune_on_ranks  # DeepSpeed, for those who train the backbone
-
-    tokenizer = load_tokenizer(folder)
-    random = np.random.default_rng(config.split_seed)
-    texts: list[Int32s] = []
-    of_row: list[int] = []
-    for number, ids in enumerate(tokenizer([row.text for row in rows])["input_ids"]):
-        copies = config.cut_copies if len(ids) > MIN_CUT_TOKENS else 0
-        lengths = [len(ids), *random.integers(MIN_CUT_TOKENS, len(ids), size=copies).tolist()]
-        texts += [np.asarray(ids[:length], dtype=np.int32) for length in lengths]
-        of_row += [number] * len(lengths)
-    return tune_on_ranks(folder, texts, ratings_of(rows)[of_row], config, report=report)
 
 
 def _write_head(folder: Path, head_F: torch.Tensor, *, offset: float) -> None:

@@ -15,7 +15,6 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,36 +38,21 @@ from learner.engine import ZeroEngine
 from learner.lora import add_adapter
 from learner.losses import bradley_terry_loss, k_wise_loss
 from learner.process_group import all_reduce_max, all_reduce_sum, join_group, leave_group, place_in_group
-from learner.reward_head import draw_pairs, draw_rankings
+from learner.rankings import NOBODY, RankedTexts, Rankings
+from learner.reward_head import margins
 
 DEADLINE_S = 60
 REPORTED_STEPS = 10
 """Losses of the first and of the last so many steps are reported."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rankings:
-    """Texts by number, best first where ranks say so."""
-
-    members_RK: Tensor
-    """[R, K] int64: which texts."""
-    ranks_RK: Tensor
-    """[R, K] int64: 0 is best; equal ranks are ties."""
-
-
 def tune_on_ranks(
-    folder: Path,
-    texts: Sequence[Int32s],
-    ratings_S: Tensor,
-    config: RewardModelConfig,
-    *,
-    report: Callable[[str], None],
+    folder: Path, texts: RankedTexts, config: RewardModelConfig, *, report: Callable[[str], None]
 ) -> dict[str, float]:
     """Train the reward model in `folder` and write it back; losses of the first and the last steps.
 
     Each rank is a process of its own on this machine: DeepSpeed does not survive its group, and its environment
-    is not for the workers that come later. Raises what a rank raised, `UserError` if the ratings do not tell
-    texts apart, and `WorkerError` if one died.
+    is not for the workers that come later. Raises what a rank raised, and `WorkerError` if one died.
     """
     assert config.tuning is not None
     ranks = range(config.tuning.world_size)
@@ -79,7 +63,7 @@ def tune_on_ranks(
     try:
         for rank in ranks:
             end, far_end = context.Pipe(duplex=False)
-            work = (far_end, rank, port, folder, texts, ratings_S, config)
+            work = (far_end, rank, port, folder, texts, config)
             processes.append(context.Process(target=_answer, args=work, daemon=True))
             with _no_gpus():
                 processes[-1].start()
@@ -128,8 +112,7 @@ def _answer(
     rank: int,
     port: int,
     folder: Path,
-    texts: Sequence[Int32s],
-    ratings_S: Tensor,
+    texts: RankedTexts,
     config: RewardModelConfig,
 ) -> None:
     """The process of one rank: from joining the group to leaving it."""
@@ -138,19 +121,17 @@ def _answer(
     torch.set_num_threads(max(1, config.threads // world_size))
     try:
         join_group(rank=rank, world_size=world_size, address="127.0.0.1", port=port, deadline_s=DEADLINE_S)
-        end.send(tune(folder, texts, ratings_S, config))
+        end.send(tune(folder, texts, config))
     except Exception as error:  # handed to the process that asked
         end.send(error)
     finally:
         leave_group()
 
 
-def tune(
-    folder: Path, texts: Sequence[Int32s], ratings_S: Tensor, config: RewardModelConfig
-) -> dict[str, float]:
+def tune(folder: Path, texts: RankedTexts, config: RewardModelConfig) -> dict[str, float]:
     """The work of one rank of a learner group. Raises `NonFiniteError` before weights break."""
     assert config.tuning is not None
-    tuner = RewardTuner(folder, texts, ratings_S, config)
+    tuner = RewardTuner(folder, texts, config)
     losses = [tuner.step(number) for number in range(config.tuning.steps)]
     tuner.save(folder)
     return {
@@ -159,7 +140,7 @@ def tune(
     }
 
 
-class RankedTexts(ScalarModel):
+class ScoresAndLogprobs(ScalarModel):
     """A reward model that also says how likely it finds some of the texts."""
 
     def forward(self, row: PackedRow) -> Any:
@@ -174,19 +155,16 @@ class RankedTexts(ScalarModel):
 class RewardTuner:
     """One rank: its share of rankings that come in a seeded order, the same for all."""
 
-    def __init__(
-        self, folder: Path, texts: Sequence[Int32s], ratings_S: Tensor, config: RewardModelConfig
-    ) -> None:
+    def __init__(self, folder: Path, texts: RankedTexts, config: RewardModelConfig) -> None:
         assert config.tuning is not None
         self._texts = texts
-        self._ratings_S = ratings_S
+        self._rankings = texts.rankings
         self._config = config
         self._tuning: RewardTuningConfig = config.tuning
-        self._rankings = draw(ratings_S, config)
         self._order = SeededStream([range(len(self._rankings.members_RK))], seed=config.split_seed)
         self._rank, self._world_size = place_in_group()
         torch.manual_seed(config.split_seed)  # of the adapters
-        module = RankedTexts(load_scalar_model(folder, "float32").model)
+        module = ScoresAndLogprobs(load_scalar_model(folder, "float32").model)
         if self._tuning.lora is not None:
             add_adapter(module, self._tuning.lora)
         learner = LearnerConfig(
@@ -216,50 +194,44 @@ class RewardTuner:
 
     def _rows(self, chosen: Sequence[int]) -> list[list[int]]:
         """Which rankings share a packed row."""
+        members = self._rankings.members_RK[list(chosen)].tolist()
         lengths = [
-            sum(len(self._texts[text]) for text in self._rankings.members_RK[ranking].tolist())
-            for ranking in chosen
+            sum(len(self._texts.token_ids[text]) for text in ranked if text != NOBODY) for ranked in members
         ]
         return [[chosen[place] for place in row] for row in plan_rows(lengths, self._config.token_budget)]
 
     def _sequences(self, rankings: Sequence[int]) -> list[tuple[Int32s, Bools]]:
-        """Texts of rankings, and the tokens whose likelihood counts: those of the best, but the first."""
+        """Texts of rankings, and the tokens whose likelihood counts: those of the best, but for its prompt."""
         members_RK, ranks_RK = self._rankings.members_RK[rankings], self._rankings.ranks_RK[rankings]
         sequences = []
         for text, rank in zip(members_RK.flatten().tolist(), ranks_RK.flatten().tolist(), strict=True):
-            ids = self._texts[text]
+            if text == NOBODY:
+                continue
+            ids = self._texts.token_ids[text]
             counts = self._tuning.nll_coef > 0 and rank == 0
-            sequences.append((ids, (np.arange(len(ids)) > 0) & counts))
+            sequences.append((ids, (np.arange(len(ids)) >= self._texts.starts[text]) & counts))
         return sequences
 
     def _accumulate(self, rankings: list[int], num_preferred: int, share: float, *, last: bool) -> float:
         """Forward and backward of one row; its part of the step's mean loss. A share of 0 counts nothing."""
         outputs: Any = self._engine(pack_row(self._sequences(rankings)))
         scores_S, logprobs_N = outputs
-        loss = self._order_loss(scores_S.view(len(rankings), -1), rankings)
+        loss = self._order_loss(scores_S, rankings)
         if num_preferred:
             loss = loss - self._tuning.nll_coef * logprobs_N.sum() / num_preferred
         loss = loss * share
         self._engine.backward(loss, last=last)
         return float(loss.detach())
 
-    def _order_loss(self, scores_RK: Tensor, rankings: list[int]) -> Tensor:
+    def _order_loss(self, scores_S: Tensor, rankings: list[int]) -> Tensor:
         """Its mean is over the rankings of the step, not of the row."""
-        members_RK, ranks_RK = self._rankings.members_RK[rankings], self._rankings.ranks_RK[rankings]
+        row = Rankings(
+            members_RK=self._rankings.members_RK[rankings], ranks_RK=self._rankings.ranks_RK[rankings]
+        )
+        present_RK = row.members_RK != NOBODY
+        scores_RK = torch.zeros(present_RK.shape).masked_scatter(present_RK, scores_S)
         normalizer = float(self._tuning.rankings_per_step)
         if self._config.loss == "k-wise":
-            return k_wise_loss(scores_RK, ranks_RK, normalizer=normalizer)
-        margin_R = None
-        if self._config.loss == "margin":
-            ratings_RK = self._ratings_S[members_RK]
-            margin_R = self._config.margin_scale * (ratings_RK[:, 0] - ratings_RK[:, 1])
+            return k_wise_loss(scores_RK, row.ranks_RK, normalizer=normalizer)
+        margin_R = margins(self._texts.ratings_S, row, self._config)
         return bradley_terry_loss(scores_RK[:, 0], scores_RK[:, 1], margin=margin_R, normalizer=normalizer)
-
-
-def draw(ratings_S: Tensor, config: RewardModelConfig) -> Rankings:
-    """Pairs are rankings of two."""
-    if config.loss == "k-wise":
-        members_RK, ranks_RK = draw_rankings(ratings_S, config)
-        return Rankings(members_RK=members_RK, ranks_RK=ranks_RK)
-    members_R2 = torch.stack(draw_pairs(ratings_S, config), dim=1)
-    return Rankings(members_RK=members_R2, ranks_RK=torch.arange(2).expand_as(members_R2))

@@ -40,6 +40,7 @@ class LearnerSetup:
     model_source: ModelSource
     model: ModelConfig
     value_model_source: ModelSource | None
+    """The reward model that the value model starts from; None: there is no value model, or the policy is it."""
     config: LearnerConfig
     algorithm: AlgorithmConfig
     kl: KLConfig
@@ -105,7 +106,7 @@ class LearnerWorker:
         # Heavy imports stay out of the driver, which only needs this module's handles.
         import torch
 
-        from core.models import check_same_tokenizer, load_policy, load_scalar_model
+        from core.models import check_same_tokenizer, load_policy, load_scalar_model, load_with_scalar_head
         from learner.engine import sharded_loading
         from learner.learner import Learner
         from learner.process_group import join_group
@@ -122,10 +123,11 @@ class LearnerWorker:
         policy = self._engine(module, setup)
         value_model = None
         if isinstance(setup.algorithm, ActorCriticConfig):
-            assert value_model_path is not None
-            check_same_tokenizer(model_path, value_model_path)
+            starts_from = value_model_path or model_path
+            check_same_tokenizer(model_path, starts_from)
+            load = load_scalar_model if value_model_path else load_with_scalar_head
             with sharded_loading(setup.config, dtype=dtype):
-                value_module = load_scalar_model(value_model_path, dtype)
+                value_module = load(starts_from, dtype)
             value_model = self._engine(value_module, setup)
         self._setup, self._model_path = setup, model_path
         self._learner = Learner(

@@ -24,6 +24,7 @@ from orchestration.recipe.files import find_recipe
 from orchestration.recipe.loading import load_recipe
 from orchestration.recipe.text import describe
 from orchestration.render import add_render_commands
+from orchestration.reward_functions import missing_functions
 from orchestration.run_commands import add_run_commands
 from orchestration.run_folder import holds_run
 
@@ -77,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _validate(args: argparse.Namespace) -> None:
     recipe = _load(args)
     print(describe(recipe), end="")
+    for missing in missing_functions(recipe):  # the run may be on other machines, which have it
+        print(f"note: {missing}", file=sys.stderr)
     print(f"{find_recipe(args.recipe)}: valid", file=sys.stderr)
 
 
@@ -145,9 +148,11 @@ def _assets(recipe: Recipe) -> list[str]:
     """Names of the models and data that the recipe needs from the cache."""
     paths = [recipe.model.path, *(getattr(reward, "path", None) or "" for reward in recipe.rewards)]
     names = [path.removeprefix(ASSET_PREFIX) for path in paths if path.startswith(ASSET_PREFIX)]
-    datasets = [*recipe.datasets, *(recipe.pretraining.datasets if recipe.pretraining else ())]
+    learns_from_ratings = recipe.reward_model is not None and not recipe.reward_model.datasets
+    with_datasets = (recipe, recipe.pretraining, recipe.reward_model)
+    datasets = [dataset for table in with_datasets if table for dataset in table.datasets]
     kinds = {recipe.prompts.kind, *(dataset.kind for dataset in datasets)}
-    uses_ratings = recipe.reward_model is not None or RATINGS.name in kinds
+    uses_ratings = learns_from_ratings or RATINGS.name in kinds
     return list(dict.fromkeys([*names, RATINGS.name] if uses_ratings else names))
 
 

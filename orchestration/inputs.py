@@ -15,16 +15,16 @@ from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts,
 from actors.dataset import comparable, load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
 from core.hub import ModelSource
-from core.messages import DemonstrationGroup, Int32s, Prompt, RolloutGroup
+from core.messages import DemonstrationGroup, Int32s, Prompt
 from core.pretrained import check_model, load_tokenizer
 from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, model_source, resolve_model
 from orchestration.file_lock import locked
+from orchestration.heldout_texts import HELDOUT_TEXTS, hold_out
 from orchestration.recipe.config import Recipe
+from orchestration.reward_data import Group, Groups, digest_of, load_reward_groups
 
-HELDOUT_TEXTS = 64
-"""Human-written texts whose perplexity is reported before and after."""
 PROBE_TOKENS = 32
 """Length of the sequence on which engine and learner are compared after every push."""
 
@@ -50,12 +50,14 @@ class RunInputs:
             if isinstance(recipe.prompts, MovieReviewPrompts)
             else None
         )
-        self.datasets = [self._load(dataset, recipe) for dataset in recipe.datasets]
+        self.datasets: list[Sequence[Group]] = [self._load(dataset, recipe) for dataset in recipe.datasets]
         if isinstance(recipe.algorithm, DPOConfig | RPOConfig | REBELConfig):
             self.datasets = [
                 comparable(groups, f"datasets.{place} ({dataset.kind})")
                 for place, (groups, dataset) in enumerate(zip(self.datasets, recipe.datasets, strict=True))
             ]
+        self.datasets, kept_back = hold_out(self.datasets, recipe.datasets)
+        self.heldout_texts = kept_back or self.heldout_texts
         self.pretraining = self._pretraining(recipe)
         self.reward_sources: dict[str, ModelSource] = {}
         """Of the reward models, by the kind of worker that serves them."""
@@ -73,7 +75,7 @@ class RunInputs:
         self.seconds_for_reward_model = time.perf_counter() - started
         """Next to none if it was trained before."""
 
-    def _load(self, dataset: DatasetConfig, recipe: Recipe) -> Sequence[DemonstrationGroup | RolloutGroup]:
+    def _load(self, dataset: DatasetConfig, recipe: Recipe) -> Sequence[Group]:
         return load_dataset(
             dataset,
             self.tokenizer,
@@ -111,8 +113,9 @@ class RunInputs:
 
 
 def value_model_source(recipe: Recipe, reward_sources: Mapping[str, ModelSource]) -> ModelSource | None:
-    """The value model starts from the reward model with the largest weight."""
-    if not isinstance(recipe.algorithm, ActorCriticConfig):
+    """The reward model with the largest weight, which the value model starts from; None if there is no value model,
+    or if it starts from the policy."""
+    if not isinstance(recipe.algorithm, ActorCriticConfig) or recipe.algorithm.value_init == "policy":
         return None
     models = [reward for reward in recipe.rewards if isinstance(reward, RewardModelReward)]
     return reward_sources[f"reward-{max(models, key=lambda reward: reward.weight).name}"]
@@ -123,19 +126,26 @@ def train_reward_model(recipe: Recipe) -> Path:
     assert recipe.reward_model is not None
     model_path = resolve_model(recipe.model.path, recipe.model.revision)
     prompts = _normalized_on(recipe, model_path)
-    key = json.dumps([recipe.reward_model.model_dump(), str(model_path)], sort_keys=True)
+    groups = None
+    if recipe.reward_model.datasets:
+        groups = load_reward_groups(recipe, load_tokenizer(model_path), lambda: asset_path(RATINGS.name))
+    of_datasets = set() if groups else {"datasets", "heldout_fraction"}
+    key = json.dumps([recipe.reward_model.model_dump(exclude=of_datasets), str(model_path)], sort_keys=True)
     if prompts:
         key += json.dumps([[ids.tolist() for ids in prompts], recipe.rollout.max_new_tokens])
-    name = f"{recipe.reward_model.data}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if groups:
+        key += digest_of(groups)
+    name = f"{'datasets' if groups else recipe.reward_model.data}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = cache_folder() / "reward-models" / name
     if not (folder / "metrics.json").is_file():
         with locked(folder.with_name(f".{name}.lock"), _say):
             if not (folder / "metrics.json").is_file():  # or else another process has trained it meanwhile
-                _train_into(folder, recipe, model_path, prompts)
+                _train_into(folder, recipe, model_path, prompts, groups)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    accuracies = ", ".join(f"{metrics[f'pairwise_accuracy_{m}']:.3f} at {m}" for m in (0, 1, 2))
+    measured = {margin: metrics.get(f"pairwise_accuracy_{margin}") for margin in (0, 1, 2)}
+    accuracies = ", ".join(f"{share:.3f} at {m}" for m, share in measured.items() if share is not None)
     print(
-        f"reward model: held-out pairwise accuracy {accuracies} or more apart in mean rating; "
+        f"reward model: held-out pairwise accuracy {accuracies} or more apart in rating; "
         f"trained in {metrics['seconds']:.0f} s ({folder})",
         flush=True,
     )
@@ -151,19 +161,29 @@ def _reward_model(recipe: Recipe, reward: RewardModelReward, table: str) -> tupl
     return source, resolve_model(reward.path, reward.revision, table=table)
 
 
-def _train_into(folder: Path, recipe: Recipe, model_path: Path, prompts: Sequence[Int32s]) -> None:
+def _train_into(
+    folder: Path, recipe: Recipe, model_path: Path, prompts: Sequence[Int32s], groups: Groups | None
+) -> None:
     """Train beside the folder and rename, so that whoever finds it finds all of it. The caller holds the lock."""
     # torch's training side; a run whose reward model is cached does not need it here.
+    from learner.reward_groups import RatedGroups
+    from learner.reward_stage import RatedSnippets
     from learner.reward_stage import train_reward_model as train_into
 
-    assert recipe.reward_model is not None
+    config = recipe.reward_model
+    assert config is not None
+    data: RatedSnippets | RatedGroups
+    if groups:
+        data = RatedGroups(config, train=groups[0], heldout=groups[1], report=_say)
+    else:
+        data = RatedSnippets(config, data_folder=asset_path(RATINGS.name), report=_say)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     train_into(
-        recipe.reward_model,
+        config,
+        data=data,
         model_path=model_path,
-        data_folder=asset_path(RATINGS.name),
         folder=unfinished,
         report=_say,
         prompts=prompts,

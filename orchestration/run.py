@@ -27,6 +27,7 @@ from orchestration.reporting.metrics_hub import MetricsHub
 from orchestration.reporting.run_log import RunLog
 from orchestration.reporting.summary import run_figures
 from orchestration.reporting.terminal import TerminalView, before_after_markdown, before_after_table
+from orchestration.reward_functions import require_functions
 from orchestration.run_folder import RunFolder, check_free, write_atomically, write_json
 from orchestration.trackers.opening import flat_settings, open_trackers
 from orchestration.trackers.sink import TrackerSink
@@ -37,6 +38,8 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
     """Run the recipe to its end, or until told to stop; the summary. Ctrl-C and SIGTERM save and exit."""
     started = time.perf_counter()
     # The folder first: the inputs may include minutes of training a reward model.
+    if launch.starts_own(address):
+        require_functions(recipe)
     if resume:
         assert run_folder is not None, "the command line asks for the folder"
         folder = RunFolder.reopen(recipe, run_folder)

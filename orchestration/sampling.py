@@ -31,6 +31,7 @@ from orchestration.recipe.config import Recipe
 from orchestration.reporting.metrics_hub import MetricsHub
 from orchestration.reporting.run_log import RunLog, write_samples
 from orchestration.reporting.terminal import TerminalView
+from orchestration.reward_functions import require_functions
 from orchestration.run_folder import RunFolder, append_line, check_free, write_json
 from orchestration.trackers.sink import TrackerSink
 
@@ -50,6 +51,8 @@ def sample(
     # What is quick to check first: the inputs may include minutes of training a reward model.
     if run_folder is not None:
         check_free(run_folder)
+    if launch.starts_own(address):
+        require_functions(recipe)
     model_path = resolve_model(recipe.model.path, recipe.model.revision)
     policy_path = model_path if policy is None else _saved_policy(policy)
     check_model(policy_path)

@@ -70,13 +70,18 @@ class Workers:
         await asyncio.gather(*(fleet.close() for fleet in self.fleets.values()))
 
 
+def starts_own(address: str | None) -> bool:
+    """Whether the cluster will be this process's own, all of it on this machine."""
+    return address is None and "RAY_ADDRESS" not in os.environ
+
+
 @contextmanager
 def joined(address: str | None) -> Iterator[None]:
     """A connection to Ray: to a running cluster, or to one of this process's own, which ends with it.
 
     Raises `UserError` if no cluster answers, or if its nodes run different versions.
     """
-    if address is None and "RAY_ADDRESS" not in os.environ:
+    if starts_own(address):
         mask = os.umask(0o077)  # Ray writes its token file with the mask it finds
         try:
             ray.init(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from actors.config import AutoscaleConfig
+from actors.autoscale_config import AutoscaleConfig
 from core.errors import OverOptimized, UserError
 from orchestration.alarm.monitor import Alarm
 from orchestration.cluster.launch import Workers

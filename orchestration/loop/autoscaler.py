@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from actors.config import AutoscaleConfig
+from actors.autoscale_config import AutoscaleConfig
 
 
 class Autoscaler:

@@ -106,11 +106,17 @@ class Demands:
         extra = VOCABULARY_TERM_COPIES if entropy or recipe.kl.estimator == "exact" else 0
         networks = [Network(name="policy", shape=self.policy, logit_copies=LOGIT_COPIES + extra)]
         if isinstance(recipe.algorithm, ActorCriticConfig):
-            models = [reward for reward in recipe.rewards if isinstance(reward, RewardModelReward)]
-            largest = max(models, key=lambda reward: reward.weight)
-            shape = self._reward_models[largest.name]
-            networks.append(Network(name="value model", shape=shape, logit_copies=0))
+            networks.append(
+                Network(name="value model", shape=self._value_shape(recipe.algorithm), logit_copies=0)
+            )
         return networks
+
+    def _value_shape(self, algorithm: ActorCriticConfig) -> ModelShape:
+        if algorithm.value_init == "policy":
+            return with_scalar_head(self.policy, self.policy.num_layers)
+        models = [reward for reward in self.recipe.rewards if isinstance(reward, RewardModelReward)]
+        largest = max(models, key=lambda reward: reward.weight)
+        return self._reward_models[largest.name]
 
     @property
     def row_tokens(self) -> int:

@@ -73,6 +73,16 @@ class PretrainingConfig(Section):
     """Where the texts come from; of a group with several, the best rated one is used."""
 
 
+class RewardStageConfig(RewardModelConfig):
+    """A reward model learned from ratings: a linear head on a truncated backbone. From the demo's snippets, or from
+    datasets."""
+
+    datasets: list[DatasetConfig] = Field(default=[])
+    """Learned from instead of the demo's snippets: preferences, rated completions, or a run's samples."""
+    heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Of datasets: share of the prompts whose groups are not learned from but measured on."""
+
+
 PROBE_GAPS = {"float32": 3e-4, "bfloat16": 0.3}
 """By dtype, in nats: above what engine and learner make of the same weights (SmolLM2-135M on CPUs: 1e-5 and 0.13),
 and below what most single matrices set to zero make of them (0.13 to 2)."""
@@ -160,7 +170,7 @@ class Recipe(Section):
     rollout: RolloutConfig = RolloutConfig()
     reference: ReferenceConfig = ReferenceConfig()
     rewards: list[RewardConfig] = Field(min_length=1)
-    reward_model: RewardModelConfig | None = None
+    reward_model: RewardStageConfig | None = None
     learner: LearnerConfig = LearnerConfig()
     algorithm: AlgorithmConfig
     pretraining: PretrainingConfig | None = None

@@ -11,6 +11,7 @@ from orchestration.recipe.contradiction import Contradiction as Contradiction
 from orchestration.recipe.kl_rules import KL_RULES
 from orchestration.recipe.method_rules import METHOD_RULES
 from orchestration.recipe.revision_rules import REVISION_RULES
+from orchestration.recipe.reward_rules import REWARD_RULES
 from orchestration.recipe.run_rules import RUN_RULES, START_RULES
 
 
@@ -20,6 +21,7 @@ def contradictions(sections: Mapping[str, object], *, has_started: bool = False)
     found: list[Contradiction] = []
     for check in (
         *METHOD_RULES,
+        *REWARD_RULES,
         *KL_RULES,
         *REVISION_RULES,
         *RUN_RULES,

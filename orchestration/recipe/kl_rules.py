@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 
 from actors.config import DatasetConfig, RolloutConfig, RunDataset
 from actors.decoding import decoding_of
-from learner.algorithm_config import AlgorithmConfig, GRPOConfig, REBELConfig
+from learner.algorithm_config import AlgorithmConfig, GRPOConfig, PolicyGradientConfig, REBELConfig
 from learner.config import KLConfig, LearnerConfig
+from orchestration.alarm.config import AlarmConfig
 from orchestration.recipe.contradiction import Contradiction
 
 
@@ -27,6 +28,25 @@ def _check_kl_estimator(kl: KLConfig, learner: LearnerConfig) -> Iterator[Contra
             ("kl.direction", "kl.estimator"),
             "estimators from sampled tokens are of the reverse KL",
             'set "reverse", or kl.estimator = "exact"',
+        )
+
+
+def _check_kl_is_used(
+    kl: KLConfig, algorithm: AlgorithmConfig, alarm: AlarmConfig
+) -> Iterator[Contradiction]:
+    if isinstance(algorithm, PolicyGradientConfig):
+        return
+    if kl.controller != "fixed":
+        yield Contradiction(
+            ("kl.controller", "algorithm.kind"),
+            f"{algorithm.kind} has no KL penalty, so no coefficient of it steers anything",
+            'set "fixed", or algorithm.kind = "rloo"',
+        )
+    if alarm.action == "raise_kl":
+        yield Contradiction(
+            ("alarm.action", "algorithm.kind"),
+            f"{algorithm.kind} has no KL penalty that could be raised",
+            'set "warn", "pause" or "stop"',
         )
 
 
@@ -62,6 +82,7 @@ def _check_log_ratios(
 
 KL_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_kl_estimator,
+    _check_kl_is_used,
     _check_exact_kl,
     _check_forward_kl,
     _check_log_ratios,

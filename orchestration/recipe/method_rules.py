@@ -1,16 +1,15 @@
-"""Rules between the sections that say what is learned: algorithm, data, KL, reward models."""
+"""Rules between the sections that say what is learned: algorithm, data, texts mixed in, adapters."""
 
 from collections.abc import Callable, Iterator
 
 from actors.config import (
     MAX_ADAPTER_RANK,
     DatasetConfig,
+    LearnedTexts,
     MovieReviewDataset,
     MovieReviewPrompts,
     PromptsConfig,
     ReferenceConfig,
-    RewardConfig,
-    RewardModelReward,
     RolloutConfig,
     RunDataset,
 )
@@ -26,9 +25,14 @@ from learner.algorithm_config import (
     RPOConfig,
     SFTConfig,
 )
-from learner.config import KLConfig, LearnerConfig, RewardModelConfig
+from learner.config import KLConfig, LearnerConfig
 from orchestration.alarm.config import AlarmConfig
-from orchestration.recipe.config import PretrainingConfig, TrainerConfig, WeightPushConfig
+from orchestration.recipe.config import (
+    PretrainingConfig,
+    RewardStageConfig,
+    TrainerConfig,
+    WeightPushConfig,
+)
 from orchestration.recipe.contradiction import Contradiction
 
 
@@ -68,6 +72,12 @@ def _check_dataset(
                 f"set less, or a larger rollout.group_size such as {4 * algorithm.top_k}",
             )
     for place, dataset in enumerate(datasets):
+        if isinstance(dataset, LearnedTexts) and not dataset.completion_only_loss and algorithm.kind != "sft":
+            yield Contradiction(
+                (f"datasets.{place}.completion_only_loss", "algorithm.kind"),
+                f"{algorithm.kind} compares the completions of a prompt, which all have it in common",
+                'set true, or algorithm.kind = "sft"',
+            )
         alone = isinstance(dataset, MovieReviewDataset) and dataset.content == "demonstrations"
         if alone and isinstance(algorithm, DPOConfig | RPOConfig | REBELConfig):
             yield Contradiction(
@@ -91,12 +101,31 @@ def _check_dataset(
         )
 
 
+def _check_selection(
+    algorithm: AlgorithmConfig, rollout: RolloutConfig, trainer: TrainerConfig, datasets: list[DatasetConfig]
+) -> Iterator[Contradiction]:
+    if datasets or not isinstance(algorithm, SFTConfig) or algorithm.top_k is None:
+        return
+    of_step = trainer.prompts_per_step * rollout.group_size
+    if algorithm.top_k_of == "step" and algorithm.top_k >= of_step:
+        yield Contradiction(
+            ("algorithm.top_k", "trainer.prompts_per_step", "rollout.group_size"),
+            f"the best {algorithm.top_k} of the {of_step} samples of a step are all of them",
+            f"set less, such as {max(1, of_step // 4)}",
+        )
+
+
 def _check_splits(
-    prompts: PromptsConfig, datasets: list[DatasetConfig], pretraining: PretrainingConfig | None
+    prompts: PromptsConfig,
+    datasets: list[DatasetConfig],
+    pretraining: PretrainingConfig | None,
+    reward_model: RewardStageConfig | None,
 ) -> Iterator[Contradiction]:
     """Texts are learned from in the part of the split that prompts do not come from, so it must be one split."""
     mixed_in = pretraining.datasets if pretraining else []
+    rated = reward_model.datasets if reward_model else []
     learned = {f"datasets.{place}": texts for place, texts in enumerate(datasets)}
+    learned |= {f"reward_model.datasets.{place}": texts for place, texts in enumerate(rated)}
     learned |= {f"pretraining.datasets.{place}": texts for place, texts in enumerate(mixed_in)}
     for key, texts in learned.items():
         if (
@@ -120,6 +149,12 @@ def _check_pretraining(
                 (f"pretraining.datasets.{place}.kind",),
                 "what a policy has sampled does not hold it near human text",
                 'set "jsonl" or "movie-reviews"',
+            )
+        if isinstance(dataset, LearnedTexts) and dataset.heldout_fraction:
+            yield Contradiction(
+                (f"pretraining.datasets.{place}.heldout_fraction",),
+                "the texts that are mixed in are all learned from",
+                "leave it out",
             )
     if pretraining and isinstance(algorithm, ActorCriticConfig) and algorithm.value_warmup_steps:
         yield Contradiction(
@@ -207,49 +242,6 @@ def _check_weight_push(weight_push: WeightPushConfig, learner: LearnerConfig) ->
         )
 
 
-def _check_reward_model(
-    prompts: PromptsConfig, rewards: list[RewardConfig], reward_model: RewardModelConfig | None
-) -> Iterator[Contradiction]:
-    for index, reward in enumerate(rewards):
-        if isinstance(reward, RewardModelReward) and reward.path is None and reward_model is None:
-            yield Contradiction(
-                (f"rewards.{index}.path", "reward_model"),
-                "a reward model is either given or trained by this recipe",
-                "set the folder of a reward model, or add a [reward_model] table",
-            )
-    if (
-        reward_model
-        and isinstance(prompts, MovieReviewPrompts)
-        and reward_model.split_seed != prompts.split_seed
-    ):
-        yield Contradiction(
-            ("reward_model.split_seed", "prompts.split_seed"),
-            "with another seed than the prompts', the reward model would learn from the prompts' snippets",
-            f"set {prompts.split_seed}",
-        )
-
-
-def _check_reward_ranks(reward_model: RewardModelConfig | None) -> Iterator[Contradiction]:
-    tuning = reward_model.tuning if reward_model else None
-    if tuning and tuning.world_size > tuning.rankings_per_step:
-        yield Contradiction(
-            ("reward_model.tuning.world_size", "reward_model.tuning.rankings_per_step"),
-            f"the {tuning.rankings_per_step} rankings of a step cannot be shared by more ranks",
-            f"set {tuning.rankings_per_step} or less",
-        )
-
-
-def _check_value_model(algorithm: AlgorithmConfig, rewards: list[RewardConfig]) -> Iterator[Contradiction]:
-    if isinstance(algorithm, ActorCriticConfig) and not any(
-        isinstance(reward, RewardModelReward) for reward in rewards
-    ):
-        yield Contradiction(
-            ("algorithm.kind", "rewards"),
-            f"the value model of {algorithm.kind} starts from a reward model, and no reward is one",
-            'set "rloo", or add a reward with kind = "model"',
-        )
-
-
 def _check_lag(algorithm: AlgorithmConfig, trainer: TrainerConfig) -> Iterator[Contradiction]:
     if isinstance(algorithm, A2CConfig) and trainer.max_lag:
         yield Contradiction(
@@ -262,6 +254,7 @@ def _check_lag(algorithm: AlgorithmConfig, trainer: TrainerConfig) -> Iterator[C
 METHOD_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_groups,
     _check_dataset,
+    _check_selection,
     _check_splits,
     _check_pretraining,
     _check_kl_controller,
@@ -270,8 +263,5 @@ METHOD_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_greedy,
     _check_reference,
     _check_weight_push,
-    _check_reward_model,
-    _check_reward_ranks,
-    _check_value_model,
     _check_lag,
 )

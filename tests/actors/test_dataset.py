@@ -72,6 +72,16 @@ def test_json_lines_become_tokens_with_the_completion_to_learn(tmp_path: Path) -
     assert len({group.demonstrations[0].prompt.prompt_id for group in (first, second, third)}) == 3
 
 
+def test_prompts_are_learned_as_well_if_that_is_asked_for(tmp_path: Path) -> None:
+    rows = [{"prompt": "a good", "completion": " film ends"}, {"text": "no prompt"}]
+    config = json_lines(tmp_path, *rows).model_copy(update={"completion_only_loss": False})
+    (first,), (second,) = (group.demonstrations for group in load(config))
+    assert first.token_ids_T.tolist() == [1, 4, 4, 4, 0]
+    assert first.sampled_T.tolist() == [False, True, True, True, True], "nothing predicts the first token"
+    assert (first.prompt.text, first.text, first.num_completion_tokens) == ("a good", " film ends", 4)
+    assert second.sampled_T.tolist() == [False, True, True, True]
+
+
 @pytest.mark.parametrize(
     ("completion", "token_ids"),
     [("ends here", [4, 4, 0]), ("ends here </s>", [4, 4, 0]), ("</s> ends", [0, 4, 0]), ("", [0])],

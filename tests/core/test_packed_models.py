@@ -20,6 +20,7 @@ from core.models import (
     check_same_tokenizer,
     load_policy,
     load_scalar_model,
+    load_with_scalar_head,
 )
 from core.packing import pack_row
 from tests.fakes import save_tiny_tokenizer
@@ -260,6 +261,30 @@ def test_a_reward_model_is_no_policy(scalar_folder: Path) -> None:
 def test_a_policy_is_no_reward_model(policy_folder: Path) -> None:
     with pytest.raises(UserError, match="LlamaForCausalLM.*not a reward model"):
         load_scalar_model(policy_folder, "float32")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_policys_backbone_with_a_new_head_gives_0_and_learns(tmp_path: Path, tied: bool) -> None:
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_config(tie_word_embeddings=tied)).save_pretrained(tmp_path)
+    value_model, policy = load_with_scalar_head(tmp_path, "float32"), load_policy(tmp_path, "float32")
+    backbone = dict(policy.model.base_model.named_parameters())
+    for name, parameter in value_model.model.base_model.named_parameters():
+        torch.testing.assert_close(parameter, backbone[name], rtol=0, atol=0)
+    row = pack_row([(np.array([3, 5, 7, 9], dtype=np.int32), np.arange(4) >= 2)])
+    values_N = value_model(row)
+    assert values_N.tolist() == [0, 0]
+    values_N.sum().backward()
+    head: Any = value_model.model.score
+    assert head.weight.shape == (1, 32)
+    assert head.weight.grad.abs().max() > 0
+
+
+def test_a_new_head_does_not_excuse_a_missing_tensor(policy_folder: Path, tmp_path: Path) -> None:
+    folder = copied(policy_folder, tmp_path / "damaged")
+    drop_a_tensor(folder)
+    with pytest.raises(UserError, match=r"missing.*model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_with_scalar_head(folder, "float32")
 
 
 def test_a_classifier_of_many_classes_is_no_reward_model(tmp_path: Path) -> None:

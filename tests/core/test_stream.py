@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,24 @@ def test_every_epoch_brings_every_item_once(seed: int, epoch: int) -> None:
     assert sorted(seen) == ELEVEN
     again = SeededStream([ELEVEN], seed=seed)
     assert [again[number] for number in reversed(numbers)] == seen[::-1]
+
+
+def test_a_collection_is_shuffled_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for every item: of a million that takes tens of milliseconds."""
+    shuffles: list[tuple[int, ...]] = []
+    plain = np.random.default_rng
+
+    def counted(seed: tuple[int, ...]) -> np.random.Generator:
+        shuffles.append(seed)
+        return plain(seed)
+
+    monkeypatch.setattr("core.stream.np.random.default_rng", counted)
+    stream = SeededStream([ELEVEN, ELEVEN], seed=3)
+    elsewhere = 2**40
+    for number in range(44):
+        stream.place(number)
+        stream.place(elsewhere + number % 5)
+    assert len(set(shuffles)) == len(shuffles)
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

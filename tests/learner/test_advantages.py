@@ -101,6 +101,36 @@ def test_score_at_the_end_reaches_every_token_as_in_the_source() -> None:
     torch.testing.assert_close(advantages_BT, tensor([90.25, 95, 100]))
 
 
+def test_gae_stops_where_a_packed_row_goes_on_to_the_next_sequence() -> None:
+    # gamma 0.5, lam 0.5; sequence 8: a prompt token, then r = (1, 2), V = (2, 4); sequence 3: r = (4), V = (1)
+    #   A = 2 - 4 = -2;  1 + 0.5*4 - 2 + 0.25*-2 = 0.5   |   A = 4 - 1 = 3, which sequence 8 must not hear of
+    row = tensor([NAN, 1, 2, 4], [NAN, 2, 4, 1])
+    advantages, returns = gae(
+        row[0], row[1], bools([0, 1, 1, 1])[0], gamma=0.5, lam=0.5, sequence_ids=torch.tensor([8, 8, 8, 3])
+    )
+    torch.testing.assert_close(advantages, tensor([0, 0.5, -2, 3])[0])
+    torch.testing.assert_close(returns, tensor([0, 2.5, 2, 4])[0])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.booleans())
+def test_gae_of_a_packed_row_is_that_of_padded_ones(seed: int, keep_masked_out: bool) -> None:
+    rewards_BT, values_BT, mask_BT = random_runs(seed)
+    kept_BT = torch.ones_like(mask_BT) if keep_masked_out else mask_BT
+    expected = gae(rewards_BT, values_BT, mask_BT, gamma=0.9, lam=0.8)
+    ids_BT = torch.tensor([5, 2, 9, 4])[:, None].expand_as(mask_BT)
+    packed = gae(
+        rewards_BT[kept_BT],
+        values_BT[kept_BT],
+        mask_BT[kept_BT],
+        gamma=0.9,
+        lam=0.8,
+        sequence_ids=ids_BT[kept_BT],
+    )
+    for packed_N, padded_BT in zip(packed, expected, strict=True):
+        torch.testing.assert_close(packed_N, padded_BT[kept_BT])
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1))
 def test_gae_is_the_discounted_sum_of_deltas(seed: int, gamma: float, lam: float) -> None:

@@ -1,4 +1,4 @@
-"""Heads learned from pairs and rankings against closed forms and a planted order; how pairs are drawn.
+"""Heads learned from pairs and rankings against closed forms and a planted order.
 
 Dimension key: S texts, F features, P pairs, R rankings, K texts of a ranking.
 """
@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.errors import UserError
 from learner import reward_head
 from learner.config import RewardModelConfig
-from learner.reward_head import draw_pairs, draw_rankings, fit_head
+from learner.rankings import Rankings, draw, draw_rankings
 
 LOSSES = ("bradley-terry", "margin", "k-wise")
 LN3 = math.log(3)
@@ -23,72 +22,8 @@ def config(**options: Any) -> RewardModelConfig:
     return RewardModelConfig(**{"num_pairs": 3000, **options})
 
 
-# --- pairs ----------------------------------------------------------------------------------------------
-
-
-def test_pairs_have_the_better_one_first_and_are_far_enough_apart() -> None:
-    ratings_S = torch.tensor([0.0, 0.25, 0.5, 3.0])
-    chosen_P, rejected_P = draw_pairs(ratings_S, config(min_rating_difference=0.5))
-    # 0.25 is too close to both its neighbours; exactly 0.5 apart is enough.
-    assert set(zip(chosen_P.tolist(), rejected_P.tolist(), strict=True)) == {(2, 0), (3, 0), (3, 1), (3, 2)}
-
-
-def test_as_many_pairs_as_wanted_and_the_seed_decides_which() -> None:
-    ratings_S = torch.arange(50.0)
-    draws = [torch.stack(draw_pairs(ratings_S, config(split_seed=seed))).tolist() for seed in (1, 1, 2)]
-    assert len(draws[0][0]) == len(draws[0][1]) == 3000
-    assert draws[0] == draws[1] != draws[2]
-
-
-def test_ratings_too_close_to_make_a_pair_are_refused() -> None:
-    with pytest.raises(UserError, match="no two ratings are 0.5 apart; lower min_rating_difference"):
-        draw_pairs(torch.tensor([1.0, 1.25, 1.4]), config(min_rating_difference=0.5))
-
-
-# --- rankings -------------------------------------------------------------------------------------------
-
-
-def test_ranks_count_the_better_ones_and_ties_share_a_rank() -> None:
-    """Texts 0 and 1 are rated 1, text 2 is rated 3, text 3 is rated 2."""
-    ratings_S = torch.tensor([1.0, 1.0, 3.0, 2.0])
-    members_RK, ranks_RK = draw_rankings(ratings_S, config(num_pairs=60000))
-    assert members_RK.shape == ranks_RK.shape
-    seen = dict(zip(map(tuple, members_RK.tolist()), ranks_RK.tolist(), strict=True))
-    by_hand = {
-        (0, 1, 2, 3): [2, 2, 0, 1],
-        (2, 3, 1, 0): [0, 1, 2, 2],
-        (3, 3, 0, 1): [0, 0, 2, 2],
-        (2, 1, 1, 0): [0, 1, 1, 1],
-        (3, 0, 2, 2): [2, 3, 0, 0],
-        (0, 0, 0, 3): [1, 1, 1, 0],
-    }
-    assert {members: seen[members] for members in by_hand} == by_hand
-    assert (ranks_RK.min(1).values == 0).all()
-
-
-def test_a_ranking_without_two_ranks_is_left_out() -> None:
-    """Two ratings: 1 of 8 rankings of four is all of one. 6 pairs a ranking: 100 are drawn."""
-    members_RK, ranks_RK = draw_rankings(torch.tensor([1.0, 2.0]), config(num_pairs=600))
-    assert 70 < len(members_RK) < 100
-    assert (ranks_RK.max(1).values > 0).all()
-    for members, ranks in zip(members_RK.tolist(), ranks_RK.tolist(), strict=True):
-        num_best = sum(members)  # text 1 is the better one
-        assert ranks == [0 if member else num_best for member in members]
-
-
-@pytest.mark.parametrize(("size", "num_rankings"), [(4, 100), (5, 60), (9, 16)])
-def test_rankings_hold_the_wanted_pairs_together(size: int, num_rankings: int) -> None:
-    members_RK, _ = draw_rankings(torch.arange(1e6), config(num_pairs=600, ranking_size=size))
-    assert members_RK.shape == (num_rankings, size)  # 600 over 6, 10 and 36 pairs a ranking
-
-
-def test_at_least_one_ranking_is_drawn() -> None:
-    assert len(draw_rankings(torch.arange(1e6), config(num_pairs=1))[0]) == 1
-
-
-def test_ratings_that_are_all_the_same_are_refused() -> None:
-    with pytest.raises(UserError, match="no ranking tells texts apart"):
-        draw_rankings(torch.ones(5), config())
+def fit_head(features_SF: Tensor, ratings_S: Tensor, options: RewardModelConfig) -> Tensor:
+    return reward_head.fit_head(features_SF, ratings_S, draw(ratings_S, options), options)
 
 
 # --- heads ----------------------------------------------------------------------------------------------
@@ -160,14 +95,14 @@ def test_the_margin_spreads_scores_in_proportion_to_ratings() -> None:
     assert upper / lower == pytest.approx(3, abs=0.3)
 
 
-def test_rankings_of_two_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rankings_of_two_are_pairs() -> None:
     features_SF, ratings_S = planted(100, seed=3)
     ratings_S = ratings_S.round()  # some ties, which make neither a pair nor a ranking
     of_two = config(loss="k-wise", l2=0.01).model_copy(update={"ranking_size": 2})
     members_RK, ranks_RK = draw_rankings(ratings_S, of_two)
     assert len(members_RK) < of_two.num_pairs
-    pairs = members_RK.gather(1, ranks_RK.argsort(1)).unbind(1)
-    assert (ratings_S[pairs[0]] > ratings_S[pairs[1]]).all()
-    monkeypatch.setattr(reward_head, "draw_pairs", lambda ratings, options: pairs)
-    head_F = fit_head(features_SF, ratings_S, config(loss="bradley-terry", l2=0.01))
+    pairs_P2 = members_RK.gather(1, ranks_RK.argsort(1))
+    assert (ratings_S[pairs_P2[:, 0]] > ratings_S[pairs_P2[:, 1]]).all()
+    pairs = Rankings(members_RK=pairs_P2, ranks_RK=torch.arange(2).expand_as(pairs_P2))
+    head_F = reward_head.fit_head(features_SF, ratings_S, pairs, config(loss="bradley-terry", l2=0.01))
     torch.testing.assert_close(fit_head(features_SF, ratings_S, of_two), head_F, rtol=1e-3, atol=1e-4)

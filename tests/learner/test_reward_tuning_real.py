@@ -17,7 +17,8 @@ from core.errors import UserError
 from core.models import load_scalar_model
 from core.packing import pack_row
 from learner.config import RewardModelConfig
-from learner.reward_tuning import RankedTexts, tune_on_ranks
+from learner.rankings import RankedTexts, draw, within_groups
+from learner.reward_tuning import ScoresAndLogprobs, tune_on_ranks
 from tests.tiny_models import build_tiny_scalar_model
 
 pytestmark = pytest.mark.real
@@ -30,12 +31,16 @@ from pathlib import Path
 import numpy as np, torch
 from learner.config import RewardModelConfig
 from learner.process_group import join_group, leave_group
+from learner.rankings import RankedTexts, draw
 from learner.reward_tuning import tune
 join_group(rank=0, world_size=1, address="127.0.0.1", port=int(sys.argv[1]), deadline_s=60)
 for folder, config in json.loads(sys.argv[2]):
     content = np.load(Path(folder) / "texts.npz")
-    texts, ratings_S = list(content["texts"]), torch.from_numpy(content["ratings"])
-    figures = tune(Path(folder), texts, ratings_S, RewardModelConfig(**config))
+    config, ratings_S = RewardModelConfig(**config), torch.from_numpy(content["ratings"])
+    texts = RankedTexts(
+        token_ids=list(content["texts"]), starts=[1] * 200, ratings_S=ratings_S, rankings=draw(ratings_S, config)
+    )
+    figures = tune(Path(folder), texts, config)
     (Path(folder) / "figures.json").write_text(json.dumps(figures))
 leave_group()
 """
@@ -62,6 +67,15 @@ def planted(count: int, *, seed: int) -> tuple[Any, Any]:
         text[places[:number]] = LIKED
         text[places[number:]] = DISLIKED
     return texts, liked.astype(np.float32)
+
+
+def ranked(config: RewardModelConfig) -> RankedTexts:
+    """What `prepare` writes, compared."""
+    texts, ratings = planted(200, seed=0)
+    ratings_S = torch.from_numpy(ratings)
+    return RankedTexts(
+        token_ids=list(texts), starts=[1] * 200, ratings_S=ratings_S, rankings=draw(ratings_S, config)
+    )
 
 
 def prepare(folder: Path, keys: dict[str, Any]) -> dict[str, Any]:
@@ -97,10 +111,9 @@ def test_two_ranks_learn_what_one_learns(tuned: Path) -> None:
     """Of rankings that they share unevenly, in rows of which one rank has fewer."""
     folder, environment = tuned / "two-ranks", dict(os.environ)
     config = prepare(folder, {**THREE_STEPS, "tuning": THREE_STEPS["tuning"] | {"world_size": 2}})
-    texts, ratings = planted(200, seed=0)
     said: list[str] = []
     figures = tune_on_ranks(
-        folder, list(texts), torch.from_numpy(ratings), RewardModelConfig(**config), report=said.append
+        folder, ranked(RewardModelConfig(**config)), RewardModelConfig(**config), report=said.append
     )
     assert os.environ == environment
     assert said == [
@@ -121,10 +134,27 @@ def test_two_ranks_learn_what_one_learns(tuned: Path) -> None:
 
 
 def test_a_rank_that_fails_says_why(tmp_path: Path) -> None:
-    config = prepare(tmp_path, {"tuning": {"world_size": 2}})
-    texts, _ = planted(10, seed=0)
-    with pytest.raises(UserError, match="min_rating_difference"):
-        tune_on_ranks(tmp_path, list(texts), torch.zeros(10), RewardModelConfig(**config), report=print)
+    config = RewardModelConfig(**prepare(tmp_path, {"tuning": {"world_size": 2}}))
+    with pytest.raises(UserError, match="not a model that transformers can read"):
+        tune_on_ranks(tmp_path / "missing", ranked(config), config, report=print)
+
+
+def test_a_ranking_of_fewer_texts_is_learned_from_as_it_is(tmp_path: Path) -> None:
+    """Groups of four and of five, side by side in a row, and a prompt whose likelihood does not count."""
+    config = RewardModelConfig(
+        **prepare(tmp_path, {"loss": "k-wise", "tuning": {"rankings_per_step": 4, "nll_coef": 0.1}})
+    )
+    texts, ratings = planted(198, seed=0)
+    ratings_S = torch.from_numpy(ratings)
+    groups = RankedTexts(
+        token_ids=list(texts),
+        starts=[2] * 198,
+        ratings_S=ratings_S,
+        rankings=within_groups(ratings_S, [4, 5] * 22, config),
+    )
+    figures = tune_on_ranks(tmp_path, groups, config, report=print)
+    assert figures["tuning_loss_last"] < 0.9 * figures["tuning_loss_first"]
+    assert accuracy(tmp_path) > 0.8
 
 
 @torch.no_grad()
@@ -157,7 +187,7 @@ def test_a_margin_asks_for_more_from_the_first_step_on(tuned: Path) -> None:
 def log_likelihood(folder: Path) -> float:
     """Nats a token of texts that people like most."""
     texts, ratings = planted(60, seed=1)
-    model = RankedTexts(load_scalar_model(folder, "float32").model).eval()
+    model = ScoresAndLogprobs(load_scalar_model(folder, "float32").model).eval()
     _, logprobs_N = model(pack_row([(text, np.arange(9) > 0) for text in texts[ratings == 4]]))
     return float(logprobs_N.mean())
 

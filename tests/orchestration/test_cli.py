@@ -67,6 +67,14 @@ print([name for name in ("torch", "vllm", "ray", "transformers", "deepspeed") if
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_validate_notes_a_reward_function_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    override = "rewards.1.function=no_such_module_here:reward"
+    assert cli.main(["validate", "movie-reviews", override]) == 0
+    assert "note: rewards.1.function" in capsys.readouterr().err
+    assert cli.main(["validate", "movie-reviews"]) == 0
+    assert "note" not in capsys.readouterr().err
+
+
 def test_train_passes_recipe_and_options_on_wherever_the_overrides_stand(calls: Calls) -> None:
     words = ["train", "movie-reviews", "seed=1", "--run", "runs/a", "trainer.steps=3", "--resume"]
     assert cli.main([*words, "--address", "auto", "seed=2"]) == 0

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import pytest
 
+from actors.config import RewardFunctionReward
 from core.errors import UserError
 from orchestration import run, sampling
 from orchestration.recipe.config import Recipe
@@ -27,7 +28,10 @@ def _no_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    (tmp_path / "rewards.py").write_text("def length(prompts, completions): ...\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     folder = tmp_path / "model"
     folder.mkdir()
     save_tiny_tokenizer(folder, "good", "bad")
@@ -86,3 +90,18 @@ def test_without_a_fault_the_inputs_are_next_and_nothing_is_written(recipe: Reci
         with pytest.raises(AssertionError, match="the inputs were made first"):
             command(recipe, tmp_path / "runs" / "new")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", [train, sample])
+def test_a_mistyped_reward_function_is_refused_first(
+    recipe: Recipe, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward = RewardFunctionReward(kind="function", name="b", function="actors.reward_functions:vader")
+    recipe = recipe.model_copy(update={"rewards": [*recipe.rewards, reward]})
+    with pytest.raises(
+        UserError, match=r'rewards\.\d\.function = ".*has no .vader.; did you mean vader_sentiment'
+    ):
+        command(recipe, tmp_path / "run")
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")  # its nodes may have other modules
+    with pytest.raises(AssertionError, match="the inputs were made first"):
+        command(recipe, tmp_path / "run")

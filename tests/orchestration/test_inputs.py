@@ -43,6 +43,7 @@ def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Training:
     training = Training()
     stage = ModuleType("learner.reward_stage")
     stage.train_reward_model = training  # type: ignore[attr-defined]
+    stage.RatedSnippets = lambda config, **options: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "learner.reward_stage", stage)
     monkeypatch.setattr(inputs, "resolve_model", lambda path, revision: Path(path))
     monkeypatch.setattr(inputs, "asset_path", lambda name: tmp_path / name)

@@ -13,3 +13,5 @@ def test_the_value_model_starts_from_the_reward_model_with_the_largest_weight(tm
     paths = {"reward-small": Path("small"), "reward-large": Path("large")}
     assert value_model_source(recipe, paths) == Path("large")
     assert value_model_source(load_recipe(tmp_path / "tiny.toml", ["algorithm.kind=rloo"]), paths) is None
+    from_policy = load_recipe(tmp_path / "tiny.toml", ["algorithm.value_init=policy"])
+    assert value_model_source(from_policy, paths) is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.config import AutoscaleConfig
+from actors.autoscale_config import AutoscaleConfig
 from orchestration.loop.autoscaler import Autoscaler
 
 CONFIG = AutoscaleConfig(min_workers=1, max_workers=10, grow_above=0.5, shrink_below=0.1, window_steps=3)

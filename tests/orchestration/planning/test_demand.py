@@ -94,6 +94,15 @@ def test_ppo_also_holds_a_value_model_of_the_reward_models_size(tmp_path: Path) 
     assert demands.networks[1].shape.vocab_size == 0
 
 
+def test_a_value_model_that_starts_from_the_policy_is_of_the_policys_size(tmp_path: Path) -> None:
+    demands = Demands(
+        seven(tmp_path, "algorithm.kind=ppo", "algorithm.value_init=policy", "kl.placement=reward")
+    )
+    policy, value_model = demands.networks
+    assert value_model.shape.num_layers == policy.shape.num_layers
+    assert value_model.shape.num_parameters == 7_615_616_512 - 152064 * 3584 + 3584
+
+
 def test_a_reward_model_that_is_not_here_is_taken_for_one_of_the_policys_size(tmp_path: Path) -> None:
     demands = Demands(seven(tmp_path, f"rewards=[{reward_model('a', '/mine', 1.0)}]"))
     assert "/mine: is not on this disk; taken to be as large as the policy" in demands.notes

@@ -306,6 +306,18 @@ def test_how_far_engine_and_learner_may_differ_goes_by_the_dtype(
             ["kl.controller=budget", "kl.kl_target=7", "kl.kl_coef=0"],
             "kl.kl_coef = 0.0: the budget controller multiplies the coefficient",
         ),
+        (
+            ["algorithm.kind=dpo", "kl.controller=adaptive", "kl.kl_target=6.0"],
+            'kl.controller = "adaptive": dpo has no KL penalty',
+        ),
+        (
+            ["algorithm.kind=dpo", "alarm.action=raise_kl"],
+            'alarm.action = "raise_kl": dpo has no KL penalty that could be raised',
+        ),
+        (
+            ['algorithm={kind = "sft", top_k = 12, top_k_of = "step"}'],
+            "algorithm.top_k = 12: the best 12 of the 12 samples of a step are all of them",
+        ),
         (["alarm.action=raise_kl", "kl.kl_coef=0.0"], 'alarm.action = "raise_kl": a kl_coef of 0 stays 0'),
         (
             ["kl.placement=loss"],
@@ -440,8 +452,21 @@ def test_how_far_engine_and_learner_may_differ_goes_by_the_dtype(
             ],
             "datasets.0.split_seed = 1: with another seed than the prompts', held-out snippets would be learned",
         ),
-        (["algorithm.kind=ppo"], 'algorithm.kind = "ppo": the value model of ppo starts from a reward model'),
-        (["algorithm.kind=a2c"], 'algorithm.kind = "a2c": the value model of a2c starts from a reward model'),
+        (
+            [
+                'algorithm={kind = "dpo"}',
+                'datasets=[{kind = "jsonl", path = "x", completion_only_loss = false}]',
+            ],
+            "datasets.0.completion_only_loss = false: dpo compares the completions of a prompt",
+        ),
+        (
+            ["algorithm.kind=ppo"],
+            'algorithm.value_init = "reward-model" (the default): the value model of ppo starts from a reward',
+        ),
+        (
+            ["algorithm.kind=a2c", "algorithm.value_init=reward-model"],
+            'algorithm.value_init = "reward-model": the value model of a2c starts from a reward model',
+        ),
         (
             [MODEL_REWARD, "algorithm.kind=a2c", "algorithm.num_epochs=2"],
             "algorithm.num_epochs = 2: must be one of 1; set 1, the default",
@@ -634,6 +659,8 @@ def test_every_override_lands(recipe: Recipe, tmp_path_factory: pytest.TempPathF
     arrays: dict[str, Sequence[Section]] = {"rewards": recipe.rewards, "datasets": recipe.datasets}
     if recipe.pretraining:
         arrays["pretraining.datasets"] = recipe.pretraining.datasets
+    if recipe.reward_model:
+        arrays["reward_model.datasets"] = recipe.reward_model.datasets
     for name, entries in arrays.items():
         kinds = ", ".join(f'{{kind = "{kind_of(type(entry))}"}}' for entry in entries)
         path.open("a").write(f"{name} = [{kinds}]\n")

@@ -1,0 +1,110 @@
+"""Which groups of its datasets a reward model learns from, and what is wrong with others."""
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from core.errors import UserError
+from orchestration.recipe.config import Recipe
+from orchestration.recipe.loading import load_recipe
+from orchestration.reward_data import Groups, digest_of, load_reward_groups, split_groups
+from tests.fakes import FakeChatTokenizer
+from tests.recipes import MINIMAL
+
+
+def no_ratings() -> NoReturn:
+    raise AssertionError("the movie reviews are not asked for")
+
+
+def write(folder: Path, rows: list[dict[str, Any]], *overrides: str) -> Recipe:
+    (folder / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "tiny.toml").write_text(
+        MINIMAL + '[[reward_model.datasets]]\nkind = "jsonl"\npath = "rated.jsonl"\n', encoding="utf-8"
+    )
+    return load_recipe(folder / "tiny.toml", overrides)
+
+
+def load(recipe: Recipe) -> Groups:
+    tokenizer: Any = FakeChatTokenizer()
+    return load_reward_groups(recipe, tokenizer, no_ratings)
+
+
+def pair(prompt: str, **others: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": " good film", "rejected": " bad film", **others}
+
+
+def test_a_prompt_is_in_one_part_alone(tmp_path: Path) -> None:
+    rows = [pair(f"p {'x' * (number % 10)}", chosen=f" film {number}") for number in range(40)]
+    train, heldout = load(write(tmp_path, rows, "reward_model.heldout_fraction=0.3"))
+    prompts = [{group.demonstrations[0].prompt.text for group in part} for part in (train, heldout)]
+    assert (len(prompts[0]), len(prompts[1])) == (7, 3)
+    assert not prompts[0] & prompts[1]
+    assert (len(train), len(heldout)) == (28, 12)
+    again = split_groups([*heldout, *train], 0.3)
+    assert {id(group) for group in again[1]} == {id(group) for group in heldout}, "the order does not matter"
+
+
+def test_groups_of_one_prompt_are_split_all_the_same(tmp_path: Path) -> None:
+    train, heldout = load(write(tmp_path, [pair("p", chosen=f" film {n}") for n in range(20)]))
+    assert (len(train), len(heldout)) == (18, 2)
+
+
+def test_other_ratings_in_the_same_file_make_another_model(tmp_path: Path) -> None:
+    rows = [pair("a", score_chosen=2, score_rejected=1), pair("b", score_chosen=2, score_rejected=1)]
+    digest = digest_of(load(write(tmp_path, rows)))
+    assert digest_of(load(write(tmp_path, rows))) == digest
+    rows[0]["score_chosen"] = 3
+    assert digest_of(load(write(tmp_path, rows))) != digest
+
+
+def test_ties_are_left_out_and_nothing_but_ties_is_refused(tmp_path: Path) -> None:
+    tie = {"prompt": "t", "completions": [" a", " b"], "ratings": [1, 1]}
+    train, heldout = load(write(tmp_path, [pair("a"), pair("b"), tie]))
+    assert len(train) + len(heldout) == 2
+    with pytest.raises(
+        UserError, match=r"reward_model.datasets.0 \(jsonl\): none of its 1 groups holds two texts"
+    ):
+        load(write(tmp_path, [tie]))
+
+
+def test_a_margin_needs_ratings(tmp_path: Path) -> None:
+    override = 'reward_model.loss="margin"'
+    load(
+        write(
+            tmp_path,
+            [pair("a", score_chosen=2, score_rejected=1), pair("b", score_chosen=2, score_rejected=1)],
+            override,
+        )
+    )
+    with pytest.raises(UserError, match=r"rated.jsonl:2: says which text is better but not by how much"):
+        load(write(tmp_path, [pair("a", score_chosen=2, score_rejected=1), pair("b")], override))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("reward_model.cut_copies=1", "only the demo's snippets are cut"),
+        ("reward_model.datasets.0.weight=2.0", "no mixture to weigh"),
+        ("reward_model.datasets.0.completion_only_loss=false", "all of a group have the prompt in common"),
+        ("reward_model.datasets.0.heldout_fraction=0.2", "set reward_model.heldout_fraction = 0.2 instead"),
+        (
+            'pretraining={coef=1.0, datasets=[{kind="jsonl", path="x", heldout_fraction=0.1}]}',
+            "the texts that are mixed in are all learned from",
+        ),
+        (
+            'reward_model.datasets=[{kind="movie-reviews", content="demonstrations"}]',
+            "a demonstration stands alone",
+        ),
+        (
+            'reward_model.datasets=[{kind="movie-reviews", content="comparisons", split_seed=3}]',
+            "with another seed than the prompts'",
+        ),
+    ],
+)
+def test_what_a_reward_model_cannot_learn_from_is_refused_with_the_recipe(
+    tmp_path: Path, override: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        write(tmp_path, [pair("a")], override)
