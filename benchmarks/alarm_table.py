@@ -2,9 +2,9 @@
 
 That an alarm came before gold fell is computed here, not claimed. Gold has fallen once its mean over `WINDOW_STEPS`
 steps is below the untrained policy's by more than `NUM_ERRORS` standard errors. That is known with the last of
-these steps, and the fall may have begun with the first of them that is below at all: an alarm came before only if it
-came before that one. With so many windows of a run chance alone finds a fall now and then, which can only make an
-alarm late.
+these steps, and may have begun with the first of them that is below at all: an alarm came before only if it came
+before that one. With so many windows of a run chance alone finds a fall now and then, which can only make an alarm
+late.
 """
 
 import math
