@@ -5,19 +5,22 @@
 
 Trains alarm_cheat.toml once for each cheat and seed, on one of `benchmarks.alarm_rewards`. Gold is what the model
 of human ratings and VADER say, recorded and not trained on. `ordinary` is the recipe movie-reviews-rloo as it is.
-Runs that are finished are not trained again.
+Runs that are finished are not trained again. What the columns mean is in `benchmarks/alarm_table.py`.
 """
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.alarm_table import ALARM_HEADER, GOLD_HEADER, WatchedRun, alarm_row, gold_row
 from benchmarks.measuring import print_table
-from orchestration.alarm.review import Review, review
+from core.errors import UserError
+from orchestration.alarm.monitor import gold_of
+from orchestration.alarm.review import HELDOUT, review
+from orchestration.alarm.samples import heldout_samples, samples_of_step
+from orchestration.recipe.loading import load_recipe
 
 ORDINARY = "ordinary"
 CHEATS = ("exclamations", "phrase", "length", "brevity")
@@ -44,19 +47,30 @@ def main() -> None:
         for run, folder in folders.items():
             name, _, seed = run.rpartition("-")
             _train(name, int(seed), options.steps, folder)
-    print_table(
-        "first alarm, and the gold reward's gain in standard deviations",
-        (
-            "run",
-            "steps",
-            "first alarm",
-            "by",
-            "score then",
-            "gold then",
-            "score at the end",
-            "gold at the end",
-        ),
-        {run: _row(review(folder)) for run, folder in folders.items()},
+    watched = {run: watched_run(folder) for run, folder in folders.items()}
+    rows = {name: alarm_row(run) for name, run in watched.items()}
+    print_table("the first alarm, and the score that was trained on", ALARM_HEADER, rows)
+    rows = {f"{name}, {gold}": gold_row(run, gold) for name, run in watched.items() for gold in run.golds}
+    print_table("gold, recorded and never trained on", GOLD_HEADER, rows)
+
+
+def watched_run(folder: Path) -> WatchedRun:
+    """A run's completions, and what the alarm with the run's own limits says of them. `UserError` for a folder that
+    has none."""
+    seen = review(folder)
+    if HELDOUT in seen.records:
+        raise UserError(
+            f"{folder}: learns from a dataset, so no step shows its policy; see leash alarm {folder}"
+        )
+    files = sorted(folder.glob("samples/step-[0-9]*.jsonl"))
+    steps = {int(file.stem.removeprefix("step-")): samples_of_step(file) for file in files}
+    first = min((int(step) for step, _ in seen.alarms), default=None)
+    return WatchedRun(
+        untrained=[*steps[1], *heldout_samples(folder / "heldout-before.jsonl")],
+        steps=steps,
+        golds=gold_of(load_recipe(folder / "recipe.toml")),
+        alarm_step=first,
+        signals=[alarm.signal for step, alarm in seen.alarms if int(step) == first],
     )
 
 
@@ -84,25 +98,6 @@ def _train(name: str, seed: int, steps: int, folder: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         check=True,
     )
-
-
-def _row(seen: Review) -> list[str]:
-    """The cells of a run."""
-    last = len(seen.records)
-    if not seen.alarms:
-        return [str(last), "none", "-", "-", "-", *_gains(seen, list(seen.records)[-3:])]
-    first = seen.alarms[0][0]
-    signals = ", ".join(alarm.signal for step, alarm in seen.alarms if step == first)
-    return [str(last), first, signals, *_gains(seen, [first]), *_gains(seen, list(seen.records)[-3:])]
-
-
-def _gains(seen: Review, steps: Sequence[str]) -> list[str]:
-    """Mean gain of the score and of gold, over some steps."""
-    cells = []
-    for figure in ("signal_score_gain", "signal_gold_gain"):
-        values = [seen.records[step][figure] for step in steps if figure in seen.records[step]]
-        cells.append(f"{statistics.fmean(values):+.2f}" if values else "-")
-    return cells
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from learner.pretraining import Pretraining
 from learner.process_group import all_gather, all_reduce_max, all_reduce_sum
 from learner.supervised import SupervisedFineTuning
 from learner.target_metrics import target_metrics
+from learner.update_metrics import metrics_of_step
 
 
 class Learner:
@@ -86,9 +87,7 @@ class Learner:
         everyone = self._micro_batches(batch, range(len(batch)))
         targets = self._objective.targets(batch, everyone, step=self.policy_version)
         updates = self._updates(batch, targets)
-        metrics = {name: fmean(update[name] for update in updates) for name in updates[0]}
-        # Later updates move the policy away from the one that sampled; only the first compares like with like.
-        metrics |= {name: value for name, value in updates[0].items() if name.startswith("logprob_gap")}
+        metrics = metrics_of_step(updates)
         metrics |= {
             **target_metrics(targets, batch.mask_BT),
             "num_updates": float(len(updates)),

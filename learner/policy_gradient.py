@@ -136,7 +136,8 @@ class PolicyGradient:
         advantages_N = micro_batch.select(targets["advantages"])
         if not isinstance(config, ClippedConfig):
             loss = self._mean(-advantages_N * policy_N, micro_batch, normalizer)
-            return loss, {"policy_loss": loss.detach()}
+            weight = self._mean(torch.ones_like(advantages_N), micro_batch, normalizer)
+            return loss, {"policy_loss": loss.detach(), "loss_weight": weight}
         clip_low, clip_high = config.clip_range
         ratio_N, old_N = policy_N, micro_batch.select(targets["ratio_logprobs"])
         if config.ratio == "sequence":

@@ -119,7 +119,8 @@ FLOW_METRICS = (
     Metric(
         name="leash_tokens_per_second",
         kind="gauge",
-        help="Tokens a second, by part: rollout, learner, run",
+        help="Tokens a second, by part. rollout: sampled, over the time in which any completion was being sampled. "
+        "learner: trained on, over its time. run: the same over the whole step",
         panel=TOKENS,
         labels=("part",),
         record="tokens_per_second_{part}",

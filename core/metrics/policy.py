@@ -37,6 +37,10 @@ CHEATING = Panel(
     in_overview=True,
 )
 
+SIGNALS = Panel(
+    "What the signs are made of", "learning", "Each signal as it was measured, in a unit of its own."
+)
+
 POLICY_METRICS = (
     Metric(
         name="leash_reward",
@@ -78,11 +82,11 @@ POLICY_METRICS = (
         name="leash_kl_nats_per_token",
         kind="gauge",
         unit="nats",
-        help="The same a token, by estimator: k1, k3, abs",
+        help="The same a token, by estimator: k1, k2, k3, abs",
         panel=KL,
         labels=("estimator",),
         record="kl_{estimator}_nats_per_token",
-        values=("k1", "k3", "abs"),
+        values=("k1", "k2", "k3", "abs"),
     ),
     Metric(
         name="leash_kl_exact_nats_per_token",
@@ -179,7 +183,7 @@ POLICY_METRICS = (
         name="leash_signal",
         kind="gauge",
         help="A sign of over-optimization, as measured on the step's completions, by signal",
-        panel=CHEATING,
+        panel=SIGNALS,
         owner="alarm",
         labels=("signal",),
         record="signal_{signal}",

@@ -56,10 +56,13 @@ def timing_figures(groups: Sequence[RolloutGroup], timing: Mapping[str, float]) 
     step_s = timing["rollout_s"] + timing["learn_s"] + timing["push_s"]
     tokens = sum(group.num_tokens for group in groups)
     sampled_tokens = sum(r.completion.num_completion_tokens for group in groups for r in group.rollouts)
+    # What the loop waited for rollouts is hardly anything where they run beside the learning.
+    idle_s = timing.get("wait_policy_s", step_s - timing["rollout_s"])
+    sampling_s = max(timing["rollout_s"], step_s - idle_s)
     return durations | {
         "wait_batch_s": timing["rollout_s"],
         "step_s": step_s,
-        "tokens_per_second_rollout": sampled_tokens / timing["rollout_s"],
+        "tokens_per_second_rollout": sampled_tokens / sampling_s,
         "tokens_per_second_learner": tokens / timing["learn_s"],
         "tokens_per_second_run": tokens / step_s,
     }
@@ -70,6 +73,7 @@ def _token_kl(behavior_N: Float32s, reference_N: Float32s) -> dict[str, float]:
     log_ratio_N = behavior_N.astype(np.float64) - reference_N
     estimates = {
         "k1": log_ratio_N,
+        "k2": log_ratio_N**2 / 2,
         "k3": np.expm1(-log_ratio_N) + log_ratio_N,
         "abs": np.abs(log_ratio_N),
     }

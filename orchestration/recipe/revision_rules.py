@@ -17,6 +17,7 @@ from actors.config import (
 )
 from core.config import ModelConfig
 from core.hub import is_commit, is_hub_name
+from learner.config import RewardModelConfig
 from orchestration.recipe.config import PretrainingConfig, Recipe
 from orchestration.recipe.contradiction import Contradiction
 
@@ -29,7 +30,7 @@ def unpinned(recipe: Recipe) -> Iterator[str]:
     for table, model in _models(recipe.model, recipe.rewards).items():
         if model.path is not None and is_hub_name(model.path) and model.revision is None:
             yield f"{table}.path = {model.path}"
-    for table, rows in _datasets(recipe.prompts, recipe.datasets, recipe.pretraining).items():
+    for table, rows in _datasets(recipe.prompts, recipe.datasets, recipe.pretraining, recipe.reward_model).items():
         if rows.revision is None and not Path(rows.name).exists():
             yield f"{table}.name = {rows.name}"
 
@@ -49,9 +50,12 @@ def _check_models(model: ModelConfig, rewards: list[RewardConfig]) -> Iterator[C
 
 
 def _check_datasets(
-    prompts: PromptsConfig, datasets: list[DatasetConfig], pretraining: PretrainingConfig | None
+    prompts: PromptsConfig,
+    datasets: list[DatasetConfig],
+    pretraining: PretrainingConfig | None,
+    reward_model: RewardModelConfig | None,
 ) -> Iterator[Contradiction]:
-    for table, rows in _datasets(prompts, datasets, pretraining).items():
+    for table, rows in _datasets(prompts, datasets, pretraining, reward_model).items():
         if rows.revision is not None and not is_commit(rows.revision):
             yield _no_commit(table, f"hf datasets info {rows.name}")
 
@@ -74,11 +78,15 @@ def _models(model: ModelConfig, rewards: list[RewardConfig]) -> dict[str, ModelC
 
 
 def _datasets(
-    prompts: PromptsConfig, datasets: list[DatasetConfig], pretraining: PretrainingConfig | None
+    prompts: PromptsConfig,
+    datasets: list[DatasetConfig],
+    pretraining: PretrainingConfig | None,
+    reward_model: RewardModelConfig | None,
 ) -> Rows:
     mixed = {
         "datasets": datasets,
         "pretraining.datasets": pretraining.datasets if pretraining else [],
+        "reward_model.datasets": reward_model.datasets if reward_model else [],
     }
     tables = {f"{table}.{index}": each for table, all_ in mixed.items() for index, each in enumerate(all_)}
     return {

@@ -66,9 +66,10 @@ def _wandb(run: TrackedRun, config: WandbConfig) -> Tracker:
 
 
 def _mlflow(run: TrackedRun, config: MlflowConfig) -> Tracker:
-    os.environ.setdefault(
-        "MLFLOW_DISABLE_TELEMETRY", "true"
-    )  # reports to its makers; read when it is imported
+    # Reports to its makers; read when it is imported.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Else it writes its run's address into the terminal view.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if config.tracking_uri is None:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else it wants a database
     # An extra: imported by those who use it.

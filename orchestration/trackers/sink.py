@@ -15,6 +15,8 @@ QUEUE_SIZE = 1000
 """Calls that wait for a tracker: hundreds of steps, a few megabytes with their samples."""
 CLOSE_S = 30.0
 """For all trackers together to write out what waits, at the end of a run."""
+OPEN_S = 30.0
+"""After which a tracker that has not opened is named: libraries ask a server that is not there for minutes."""
 
 Call = Callable[[Tracker], None]
 
@@ -34,9 +36,10 @@ class TrackerSink:
         note: Callable[[str], None],
         samples_per_step: int,
         queue_size: int = QUEUE_SIZE,
+        open_s: float = OPEN_S,
     ) -> None:
-        """`openers`: called in the tracker's thread, since some ask a server. `note`: called from those threads."""
-        self._feeds = [_Feed(name, opener, note, queue_size) for name, opener in openers.items()]
+        """`openers`: called in the tracker's thread, since some ask a server. `note`: called from other threads."""
+        self._feeds = [_Feed(name, opener, note, queue_size, open_s) for name, opener in openers.items()]
         self._note = note
         self._samples_per_step = samples_per_step
         self._step = 0
@@ -86,7 +89,12 @@ class _Feed:
     """One tracker's queue and thread. A daemon: a tracker that hangs must not keep the process."""
 
     def __init__(
-        self, name: str, opener: Callable[[], Tracker], note: Callable[[str], None], size: int
+        self,
+        name: str,
+        opener: Callable[[], Tracker],
+        note: Callable[[str], None],
+        size: int,
+        open_s: float,
     ) -> None:
         self.name = name
         self._opener = opener
@@ -95,6 +103,9 @@ class _Feed:
         self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._left_out = 0  # counted by the run's thread
         self._failed = 0  # counted by the tracker's
+        self._patience = threading.Timer(open_s, self._say_it_is_not_open, (open_s,))
+        self._patience.daemon = True
+        self._patience.start()
         self._thread = threading.Thread(target=self._run, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
@@ -129,6 +140,8 @@ class _Feed:
             tracker = self._opener()
         except Exception as error:  # a library's, a server's, the network's: no reason to end a run
             self._note(f"{self.name}: not opened, so it gets nothing ({type(error).__name__}: {error})")
+        finally:
+            self._patience.cancel()
         while (call := self._queue.get()) is not None:
             if tracker is None:
                 self._failed += 1
@@ -139,3 +152,6 @@ class _Feed:
                 self._failed += 1
                 if self._failed == 1:
                     self._note(f"{self.name}: failed ({type(error).__name__}: {error}); the run goes on")
+
+    def _say_it_is_not_open(self, seconds: float) -> None:
+        self._note(f"{self.name}: not open after {seconds:g} s; is its server there? What it is to get waits")

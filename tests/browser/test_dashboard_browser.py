@@ -300,6 +300,27 @@ def test_new_steps_do_not_take_the_reader_away(page: Page, serve: Serve, run: Ma
     assert "step=3" in page.url
 
 
+def test_a_step_that_is_done_again_is_shown_as_it_is_now(page: Page, serve: Serve, run: MadeUpRun) -> None:
+    page.goto(serve(run.folder) + "#/rollouts?step=2")
+    article = page.get_by_role("article", name="Completion 1 of 1")
+    run.samples(2, [[row("This film", "is bad", 0.0)]])
+    run.step(2, score_mean=0.0)
+    expect(article).to_contain_text("bad")
+    run.samples(2, [[row("This film", "is dull", 0.0)]])
+    run.step(2, score_mean=0.5)
+    expect(article).to_contain_text("dull")
+
+
+def test_a_server_that_refuses_is_not_said_to_be_tried_again(
+    browser: Browser, serve: Serve, run: MadeUpRun
+) -> None:
+    page = browser.new_page()  # its console says, rightly, that the stream was refused
+    page.route("**/api/stream", lambda route: route.fulfill(status=401, body="{}"))
+    page.goto(serve(run.folder))
+    expect(page.get_by_text("refused; open the address that leash printed last")).to_be_visible()
+    page.close()
+
+
 def test_without_a_tokenizer_the_text_is_shown_with_a_note(page: Page, serve: Serve, tmp_path: Path) -> None:
     run = MadeUpRun(tmp_path / "run", model=tmp_path / "gone")
     run.samples(1, [[row("This film", "is good", 1.0)]])
@@ -361,6 +382,30 @@ def test_events_are_listed_and_left_out_by_kind(page: Page, serve: Serve, run: M
     expect(page.get_by_role("row", name="step 2 committed")).to_have_count(0)
     run.event(2, "scale", "rollout: 1 -> 2 workers")
     expect(page.get_by_role("row", name="1 -> 2 workers")).to_be_visible()
+
+
+def test_the_latest_events_are_those_of_all_runs_that_are_shown(
+    page: Page, serve: Serve, run: MadeUpRun, tmp_path: Path
+) -> None:
+    """By time: of many events of the other run, earlier ones do not displace this one's."""
+    other = MadeUpRun(tmp_path / "other")
+    other.step(1, score_mean=0.5)
+    for number in range(10):
+        other.event(0, "worker", f"other event {number}")
+    page.goto(serve(run.folder, other.folder))
+    latest = card(page, "Latest events")
+    expect(latest).to_contain_text("rollout-0 died and was replaced")
+    expect(latest).to_contain_text("other event 9")
+    page.get_by_role("checkbox", name="other").uncheck()
+    expect(latest).not_to_contain_text("other event 9")
+
+
+def test_what_rollouts_are_searched_for_does_not_hide_events(
+    page: Page, serve: Serve, run: MadeUpRun
+) -> None:
+    page.goto(serve(run.folder) + "#/rollouts?text=dull")
+    page.get_by_role("link", name="Events").click()
+    expect(page.get_by_role("cell", name="rollout-0 died and was replaced")).to_be_visible()
 
 
 def test_the_theme_follows_the_system_and_the_switch_wins(

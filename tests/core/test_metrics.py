@@ -80,6 +80,13 @@ def test_every_metric_and_every_key_is_declared_once() -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_signals_of_many_units_are_not_drawn_among_their_deviations() -> None:
+    """Which have one unit, and stand in the overview."""
+    deviations = METRICS["leash_signal_deviation"].panel
+    assert deviations.in_overview
+    assert METRICS["leash_signal"].panel != deviations
+
+
 def test_every_chart_has_a_title_of_its_own() -> None:
     assert len({panel.title for panel in PANELS}) == len(PANELS)
 

@@ -77,10 +77,12 @@ def test_what_was_sampled() -> None:
 
 
 def test_kl_by_estimator() -> None:
-    """Log-ratios ln 2, 0, -ln 2, 0, 0 over five tokens: k3 of ln 2 is 1/2 - 1 + ln 2, of -ln 2 it is 1 - ln 2."""
+    """Log-ratios ln 2, 0, -ln 2, 0, 0 over five tokens: k2 is half their square; k3 of ln 2 is 1/2 - 1 + ln 2, of
+    -ln 2 it is 1 - ln 2."""
     figures = rollout_figures(GROUPS, 5)
     assert figures["kl_nats_per_sequence"] == pytest.approx(0.0, abs=1e-6)
     assert figures["kl_k1_nats_per_token"] == pytest.approx(0.0, abs=1e-6)
+    assert figures["kl_k2_nats_per_token"] == pytest.approx(LN2**2 / 5, abs=1e-6)
     assert figures["kl_k3_nats_per_token"] == pytest.approx(0.5 / 5, abs=1e-6)
     assert figures["kl_abs_nats_per_token"] == pytest.approx(2 * LN2 / 5, abs=1e-6)
 
@@ -98,3 +100,11 @@ def test_where_the_time_went() -> None:
         "tokens_per_second_learner": 6.5,
         "tokens_per_second_run": 1.3,
     }
+
+
+def test_rollouts_that_run_beside_the_learning_are_timed_by_when_they_ran() -> None:
+    """The loop hardly waited for them. They ran for 8 of 10 seconds, and for 2 had to wait for new weights."""
+    timing = {"started": 99.0, "rollout_s": 0.001, "learn_s": 8.999, "push_s": 1.0, "wait_policy_s": 2.0}
+    assert timing_figures(GROUPS, timing)["tokens_per_second_rollout"] == pytest.approx(5 / 8)
+    alone = {"started": 99.0, "rollout_s": 4.0, "learn_s": 5.0, "push_s": 1.0, "wait_policy_s": 6.0}
+    assert timing_figures(GROUPS, alone)["tokens_per_second_rollout"] == pytest.approx(5 / 4)

@@ -1,6 +1,7 @@
 """The sink under trackers that are slow, fail, hang or do not open: the run never waits, and hears of it once."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -131,6 +132,37 @@ def test_a_tracker_that_does_not_open_is_said_and_the_run_goes_on() -> None:
         "server: not opened, so it gets nothing (PermissionError: bad key)",
         "server: 2 entries are missing in it; metrics.jsonl has them all",
     ]
+
+
+def test_a_tracker_that_takes_long_to_open_is_named_before_it_has_given_up() -> None:
+    """Libraries try a server that does not answer for minutes, in which nobody would know that figures wait."""
+    notes: list[str] = []
+    said, released = threading.Event(), threading.Event()
+
+    def note(text: str) -> None:
+        notes.append(text)
+        said.set()
+
+    def ask_the_server() -> Tracker:
+        assert released.wait(20)
+        return tracker
+
+    tracker = FakeTracker()
+    sink = TrackerSink({"server": ask_the_server}, note=note, samples_per_step=0, open_s=0.01)
+    sink.step({"step": 1, "lag": 0}, [])
+    assert said.wait(20)
+    released.set()
+    sink.close({})
+    assert notes == ["server: not open after 0.01 s; is its server there? What it is to get waits"]
+    assert [call[0] for call in tracker.calls] == ["step", "close"]
+
+
+def test_a_tracker_that_opens_in_time_is_not_named() -> None:
+    notes: list[str] = []
+    sink = TrackerSink({"files": FakeTracker}, note=notes.append, samples_per_step=0, open_s=0.2)
+    sink.close({})
+    time.sleep(0.3)
+    assert notes == []
 
 
 def test_a_tracker_that_hangs_does_not_keep_the_run_from_ending() -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.orchestration.trackers.tracker_readers import Written, read_mlflow, r
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 """Of the form that W&B gives out."""
+MLFLOW_SERVER = os.environ.get("LEASH_MLFLOW_SERVER")
+"""Address of a tracking server of MLflow to test against; docs/trackers.md says how to get one."""
 SECRETS = {
     "WANDB_API_KEY": KEY,
     "MLFLOW_TRACKING_TOKEN": "token-of-mlflow",
@@ -43,16 +46,30 @@ class Tracked:
         return self.read_folder(self.folder)
 
 
-@pytest.fixture(params=["tensorboard", "wandb", "mlflow"])
+@pytest.fixture(
+    params=[
+        *("tensorboard", "wandb", "mlflow"),
+        pytest.param(
+            "mlflow-server", marks=pytest.mark.skipif(not MLFLOW_SERVER, reason="no LEASH_MLFLOW_SERVER")
+        ),
+    ]
+)
 def tracked(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Tracked]:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
+    # A server is not emptied between tests, and forgets no experiment.
+    experiment = f"{tmp_path.name}-{time.time_ns()}" if request.param == "mlflow-server" else "movies"
+    at_server = MlflowConfig(tracking_uri=MLFLOW_SERVER, experiment=experiment)
     config, reader = {
         "tensorboard": (TrackersConfig(tensorboard=True, samples_per_step=2), read_tensorboard),
         "wandb": (TrackersConfig(wandb=WandbConfig(project="movies"), samples_per_step=2), read_wandb),
         "mlflow": (TrackersConfig(mlflow=MlflowConfig(experiment="movies"), samples_per_step=2), read_mlflow),
+        "mlflow-server": (
+            TrackersConfig(mlflow=at_server, samples_per_step=2),
+            lambda folder: read_mlflow(folder, MLFLOW_SERVER, experiment),
+        ),
     }[request.param]
     tracked = Tracked(config, reader, tmp_path, [])
     yield tracked
@@ -67,6 +84,15 @@ def row(completion: str, score: float) -> dict[str, Any]:
         "rewards": {"human": score / 2},
         "kl_nats": 0.125,
     }
+
+
+def test_a_tracker_writes_nothing_into_the_terminal_view(
+    tracked: Tracked, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sink = tracked.open()
+    sink.step({"step": 1, "lag": 0}, [row("x", 1.0)])
+    sink.close({})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_figures_samples_events_settings_and_the_end_can_be_read_back(tracked: Tracked) -> None:
@@ -162,7 +188,7 @@ from pathlib import Path
 from orchestration.trackers.config import *
 from orchestration.trackers.opening import *
 config = TrackersConfig(wandb=WandbConfig(), mlflow=MlflowConfig())
-sink = open_trackers(config, TrackedRun(name="a", folder=Path(sys.argv[1]), settings={}), note=print)
+sink = open_trackers(config, TrackedRun(name="a", folder=Path(sys.argv[1]), settings={}), note=lambda text: None)
 sink.close({})
 import mlflow.telemetry.utils
 import wandb.env

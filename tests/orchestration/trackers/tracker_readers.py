@@ -65,9 +65,10 @@ def read_wandb(folder: Path) -> Written:
     return written
 
 
-def read_mlflow(folder: Path) -> Written:
-    client = MlflowClient(tracking_uri=(folder / "mlflow").absolute().as_uri())
-    experiment = client.get_experiment_by_name("movies")
+def read_mlflow(folder: Path, server: str | None = None, experiment_name: str = "movies") -> Written:
+    """Of the run folder's files, or of a server."""
+    client = MlflowClient(tracking_uri=server or (folder / "mlflow").absolute().as_uri())
+    experiment = client.get_experiment_by_name(experiment_name)
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     written = Written(settings=dict(run.data.params), finished=run.info.status == "FINISHED")

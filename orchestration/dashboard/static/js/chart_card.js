@@ -45,6 +45,7 @@ export class ChartCard {
     const hidden = hiddenRuns();
     const smoothing = Number(state().smooth);
     this.runs = store.runs.filter((run) => !hidden.has(run.index));
+    this.marks = marksOf(this.runs); // once, not with every movement of the pointer
     const series = chart.series.filter(({ key }) => !this.hiddenSeries.has(key));
     this.colours = new Map(chart.series.map(({ key }, index) => [key, index]));
     this.data = plotData(chart, this.runs, smoothing);
@@ -73,7 +74,7 @@ export class ChartCard {
       smoothing,
       onCursor: (index) => this.point(index),
       onZoom: (range) => change({ from: range?.min ?? "", to: range?.max ?? "" }),
-      marks: () => marksOf(this.runs),
+      marks: () => this.marks,
       band: () => this.band(),
     });
     if (zoom()) setPlotData(this.plot, this.data, smoothing, zoom());
@@ -109,7 +110,7 @@ export class ChartCard {
     this.index = index;
     this.showLegend();
     const step = index === null ? null : this.data.steps[index];
-    const here = marksOf(this.runs).filter((mark) => mark.step === step);
+    const here = this.marks.filter((mark) => mark.step === step);
     this.event.textContent = here.map((mark) => `Step ${step}: ${mark.text}`).join(" · ");
   }
 

@@ -17,6 +17,11 @@ export function eventsOf(run) {
   });
 }
 
+// Of all these runs, the latest first.
+export function latestEvents(runs) {
+  return runs.flatMap(eventsOf).reverse().sort((a, b) => (a.time < b.time ? 1 : a.time > b.time ? -1 : 0));
+}
+
 // What charts mark, each at its step.
 export function marksOf(runs) {
   const leftOut = leftOutKinds();

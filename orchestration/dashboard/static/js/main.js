@@ -40,10 +40,16 @@ function show() {
   shown.view.update(null);
 }
 
-function sayConnection(isOpen) {
+const CONNECTION = {
+  open: "connected",
+  lost: "no connection; trying again",
+  refused: "refused; open the address that leash printed last",
+};
+
+function sayConnection(how) {
   const place = document.getElementById("connection");
-  place.textContent = isOpen ? "connected" : "no connection; trying again";
-  place.classList.toggle("lost", !isOpen);
+  place.textContent = CONNECTION[how];
+  place.classList.toggle("lost", how !== "open");
 }
 
 async function start() {

@@ -9,9 +9,10 @@ const DEFAULTS = {
   from: "",
   to: "",
   kinds: "", // of events, that are left out
+  words: "", // that events must have
   step: "", // of rollouts; the last if empty
   group: "", // its position; the first that is listed if empty
-  text: "",
+  text: "", // that rollouts must have
   min: "",
   sort: "order",
   colour: "ratio",

@@ -12,13 +12,14 @@ export function onNews(listener) {
   listeners.push(listener);
 }
 
-// Fetches the runs, then follows them for as long as the page is open.
+// Fetches the runs, then follows them for as long as the page is open. `sayConnection` is told "open", "lost" (the
+// browser tries again by itself) or "refused" (it does not: the server wants another token, or is another one).
 export async function follow(sayConnection) {
   const { runs } = await get("api/runs");
   store.runs = runs.map((run, index) => ({ ...run, index, records: [], events: [], status: null, problems: {} }));
   const source = new EventSource("api/stream");
-  source.onopen = () => sayConnection(true);
-  source.onerror = () => sayConnection(false);
+  source.onopen = () => sayConnection("open");
+  source.onerror = () => sayConnection(source.readyState === EventSource.CLOSED ? "refused" : "lost");
   for (const [kind, take] of Object.entries(TAKE)) {
     source.addEventListener(kind, (message) => {
       take(JSON.parse(message.data));

@@ -2,7 +2,7 @@
 
 import { h, replace } from "../dom.js";
 import { eventTable } from "../event_table.js";
-import { eventsOf, leftOutKinds } from "../events.js";
+import { latestEvents, leftOutKinds } from "../events.js";
 import { change, hiddenRuns, state } from "../state.js";
 import { store } from "../store.js";
 
@@ -11,8 +11,8 @@ const MAX_ROWS = 1000;
 export class EventsView {
   constructor(element) {
     this.kinds = h("fieldset", { class: "kinds" });
-    this.text = h("input", { type: "search", oninput: () => change({ text: this.text.value }) });
-    this.text.value = state().text;
+    this.text = h("input", { type: "search", oninput: () => change({ words: this.text.value }) });
+    this.text.value = state().words;
     this.list = h("div", { class: "card" });
     replace(element, h("h2", {}, "Events"),
       h("form", { class: "tools", "aria-label": "Filter", onsubmit: (event) => event.preventDefault() },
@@ -23,12 +23,11 @@ export class EventsView {
   update(news) {
     if (news && !news.has("events") && !news.has("status")) return;
     const hidden = hiddenRuns();
-    const all = store.runs.filter((run) => !hidden.has(run.index)).flatMap(eventsOf);
+    const all = latestEvents(store.runs.filter((run) => !hidden.has(run.index)));
     this.showKinds([...new Set(all.map(({ kind }) => kind))].filter(Boolean).sort());
     const leftOut = leftOutKinds();
-    const wanted = state().text.toLowerCase();
+    const wanted = state().words.toLowerCase();
     const events = all.filter(({ kind, text }) => !leftOut.has(kind) && text.toLowerCase().includes(wanted));
-    events.sort((a, b) => (a.time < b.time ? 1 : a.time > b.time ? -1 : 0));
     const signature = JSON.stringify(events.map((event) => [event.time, event.text]));
     if (signature === this.signature) return;
     this.signature = signature;

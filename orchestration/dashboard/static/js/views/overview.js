@@ -4,7 +4,7 @@ import { ChartCard } from "../chart_card.js";
 import { ChartTools } from "../chart_tools.js";
 import { h, replace } from "../dom.js";
 import { eventTable } from "../event_table.js";
-import { eventsOf } from "../events.js";
+import { latestEvents } from "../events.js";
 import { flagsOf } from "../flags.js";
 import { link, hiddenRuns } from "../state.js";
 import { store } from "../store.js";
@@ -65,7 +65,8 @@ export class OverviewView {
   }
 
   showEvents() {
-    const events = store.runs.flatMap(eventsOf).slice(-NUM_EVENTS).reverse();
+    const hidden = hiddenRuns();
+    const events = latestEvents(store.runs.filter((run) => !hidden.has(run.index))).slice(0, NUM_EVENTS);
     const text = JSON.stringify(events.map((event) => [event.time, event.text]));
     if (text === this.shownEvents) return;
     this.shownEvents = text;

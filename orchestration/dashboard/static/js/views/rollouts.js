@@ -51,7 +51,7 @@ export class RolloutsView {
   async load(isNews) {
     const path = `api/runs/${shownRun().index}/samples`;
     const asked = ++this.asked;
-    if (isNews) delete this.loaded[path]; // there may be another step
+    if (isNews) this.loaded = {}; // there may be another step, and a run that went back writes steps again
     const { steps } = await this.fetched(path);
     if (!steps.length) {
       replace(this.detail, h("p", { class: "empty" }, "No rollouts are written down yet."));
@@ -72,7 +72,7 @@ export class RolloutsView {
     }
     const group = await this.fetched(`${path}/${step}/${position}`);
     if (asked !== this.asked) return;
-    const shown = `${path}/${step}/${position} ${state().colour}`;
+    const shown = JSON.stringify([group, state().colour]);
     if (shown === this.shown) return;
     this.shown = shown;
     replace(this.detail, groupView(group));
@@ -96,7 +96,7 @@ export class RolloutsView {
 
   showList(groups, chosen, step, position) {
     this.count.textContent = `${chosen.length} of ${groups.length} prompts`;
-    const signature = JSON.stringify([chosen.map((group) => group.position), step, position, location.hash]);
+    const signature = JSON.stringify([chosen, step, position, location.hash]);
     if (signature === this.signature) return;
     this.signature = signature;
     const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.position : null;
