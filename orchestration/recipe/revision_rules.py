@@ -17,8 +17,7 @@ from actors.config import (
 )
 from core.config import ModelConfig
 from core.hub import is_commit, is_hub_name
-from learner.config import RewardModelConfig
-from orchestration.recipe.config import PretrainingConfig, Recipe
+from orchestration.recipe.config import PretrainingConfig, Recipe, RewardStageConfig
 from orchestration.recipe.contradiction import Contradiction
 
 Rows = dict[str, HuggingFace]
@@ -30,7 +29,9 @@ def unpinned(recipe: Recipe) -> Iterator[str]:
     for table, model in _models(recipe.model, recipe.rewards).items():
         if model.path is not None and is_hub_name(model.path) and model.revision is None:
             yield f"{table}.path = {model.path}"
-    for table, rows in _datasets(recipe.prompts, recipe.datasets, recipe.pretraining, recipe.reward_model).items():
+    for table, rows in _datasets(
+        recipe.prompts, recipe.datasets, recipe.pretraining, recipe.reward_model
+    ).items():
         if rows.revision is None and not Path(rows.name).exists():
             yield f"{table}.name = {rows.name}"
 
@@ -53,7 +54,7 @@ def _check_datasets(
     prompts: PromptsConfig,
     datasets: list[DatasetConfig],
     pretraining: PretrainingConfig | None,
-    reward_model: RewardModelConfig | None,
+    reward_model: RewardStageConfig | None,
 ) -> Iterator[Contradiction]:
     for table, rows in _datasets(prompts, datasets, pretraining, reward_model).items():
         if rows.revision is not None and not is_commit(rows.revision):
@@ -81,7 +82,7 @@ def _datasets(
     prompts: PromptsConfig,
     datasets: list[DatasetConfig],
     pretraining: PretrainingConfig | None,
-    reward_model: RewardModelConfig | None,
+    reward_model: RewardStageConfig | None,
 ) -> Rows:
     mixed = {
         "datasets": datasets,

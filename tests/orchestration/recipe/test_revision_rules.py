@@ -63,6 +63,11 @@ def test_other_paths_are_no_names_on_the_hub(minimal: Path, tmp_path: Path) -> N
             "pretraining.datasets.0",
             "hf datasets info lab/rows",
         ),
+        (
+            ['reward_model={datasets = [{kind = "huggingface", name = "lab/rows"}]}'],
+            "reward_model.datasets.0",
+            "hf datasets info lab/rows",
+        ),
     ],
 )
 def test_a_branch_a_tag_and_half_a_hash_are_refused(
