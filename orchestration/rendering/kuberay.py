@@ -28,7 +28,12 @@ SPOT_PRIORITY = 10
 def manifests(recipe: Recipe, values: Values) -> list[Document]:
     """Every object, in the order in which they are needed."""
     full = completed(values, recipe)
-    documents = [_recipe(recipe, full), _claim(full), *network_policies(full, reward_ports(recipe)), _job(full)]
+    documents = [
+        _recipe(recipe, full),
+        _claim(full),
+        *network_policies(full, reward_ports(recipe)),
+        _job(full),
+    ]
     return [*documents, _pod_monitor(full)] if full.pod_monitor else documents
 
 
