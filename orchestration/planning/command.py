@@ -10,6 +10,7 @@ from orchestration.command import AddCommand
 from orchestration.planning.machine import (
     GIB,
     GPU_MIB,
+    WITHOUT_BFLOAT16,
     Machine,
     gpu_memory,
     own_ram,
@@ -58,6 +59,7 @@ def _machine(args: argparse.Namespace, *, uses_gpus: bool) -> Machine:
     machine = Machine(
         ram_bytes=None if args.ram_gib is None else int(args.ram_gib * GIB),
         gpu_bytes=gpu_bytes if uses_gpus else None,
+        has_bfloat16=(args.gpu or "").lower() not in WITHOUT_BFLOAT16,
         gpus_per_node=args.gpus_per_node,
     )
     if uses_gpus or machine.ram_bytes is not None:

@@ -97,6 +97,11 @@ def _gpu_problems(demands: Demands, machine: Machine) -> Iterator[Problem]:
 
 def _engine_problems(demands: Demands, machine: Machine) -> Iterator[Problem]:
     rollout, engine = demands.recipe.rollout, demands.by_kind["rollout"]
+    if engine.on_gpu and demands.recipe.model.dtype == "bfloat16" and not machine.has_bfloat16:
+        yield Problem(
+            who="rollout",
+            text='rollout: model.dtype is "bfloat16", which vLLM wants compute capability 8.0 (Ampere) for',
+        )
     if engine.on_gpu and rollout.gpu_memory_fraction > engine.gpu_share:
         yield Problem(
             who="rollout",
@@ -152,6 +157,8 @@ def _candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any]]:
     """Changes of one key each that save memory, the least harmful first."""
     learner, rollout, reference = recipe.learner, recipe.rollout, recipe.reference
     shortest = recipe.model.max_model_len
+    if not machine.has_bfloat16:
+        yield "model.dtype", "float32"
     for budget in _halves(learner.token_budget, shortest):
         yield "learner.token_budget", budget
     if not learner.gradient_checkpointing:
@@ -182,6 +189,8 @@ def _candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any]]:
 def _who_gains(key: str) -> set[str]:
     """The kinds of processes that a change of the key can help."""
     section = key.split(".")[0]
+    if section == "model":
+        return {"rollout", "learner", "host"}
     return {"rollout", "host"} if section == "rollout" else {section, "host"}
 
 

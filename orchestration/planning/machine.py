@@ -26,6 +26,8 @@ GPU_MIB = {
     "B200": 183359,
 }
 """Memory in MiB as nvidia-smi shows it; A100 is the one of 80 GB, H100 the SXM one."""
+WITHOUT_BFLOAT16 = {"t4", "v100-32gb"}
+"""Before compute capability 8.0 (Ampere)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,8 @@ class Machine:
     shm_bytes: int | None = None
     gpu_bytes: int | None = None
     """Of one GPU."""
+    has_bfloat16: bool = True
+    """Whether its GPUs compute in bfloat16."""
     gpus_per_node: int = 8
 
 

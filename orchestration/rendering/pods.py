@@ -12,6 +12,8 @@ RECIPE_FOLDER = "/etc/leash"
 USER = 1000
 """Of the image; see deploy/image/Dockerfile."""
 GPU = "nvidia.com/gpu"
+GPU_TOLERATION = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
+"""Nodes with GPUs often turn away pods that do not say so; not every cluster adds it by itself."""
 
 RAY_METRICS_PORT, GCS_PORT, DASHBOARD_PORT = 8080, 6379, 8265
 """KubeRay's defaults."""
@@ -57,6 +59,8 @@ def pod(values: Values, component: str, size: PodSize, **more: Any) -> Document:
     # The autoscaler beside the head asks Kubernetes for pods; no other pod has anything to ask.
     account = {} if is_head else {"automountServiceAccountToken": False}
     selector = {"nodeSelector": size.node_selector} if size.node_selector else {}
+    tolerations = [*more.pop("tolerations", ()), *([GPU_TOLERATION] if size.gpus else ())]
+    tolerated = {"tolerations": tolerations} if tolerations else {}
     spec = {
         "securityContext": {
             "runAsNonRoot": True,
@@ -69,6 +73,7 @@ def pod(values: Values, component: str, size: PodSize, **more: Any) -> Document:
         **account,
         **selector,
         **more,
+        **tolerated,
         "containers": [container],
         "volumes": _volumes(values, size, is_head=is_head),
     }

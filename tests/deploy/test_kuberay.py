@@ -93,6 +93,23 @@ def test_the_gpu_overlay_asks_for_one_gpu_a_process_and_shares_one_among_the_sco
         for name in ("head", "learner", "rollout")
     }
     assert gpus == {"head": None, "learner": "1", "rollout": "1"}
+    assert tolerated(found, "learner") == tolerated(found, "rollout") == ["nvidia.com/gpu"]
+
+
+def tolerated(found: list[Document], group: str) -> list[str]:
+    spec = group_of(found, group)["template"]["spec"]
+    return [toleration["key"] for toleration in spec.get("tolerations", ())]
+
+
+def test_pods_with_gpus_go_onto_nodes_that_are_kept_for_such_pods() -> None:
+    found = documents(
+        image="leash:0.1.0-cuda", learner={"gpus": 1}, rollout={"gpus": 1, "spot": True, "max_replicas": 8}
+    )
+    check_schemas(found)
+    assert problems(found, ray_version=RAY_VERSION) == []
+    assert tolerated(found, "learner") == tolerated(found, "rollout") == ["nvidia.com/gpu"]
+    assert tolerated(found, "rollout-spot") == ["node-lifecycle", "nvidia.com/gpu"]
+    assert tolerated(documents(), "learner") == []
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")

@@ -1,5 +1,6 @@
 """Whether a recipe fits, and that what is suggested really makes it fit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,13 @@ def test_an_engine_that_cannot_exist_is_given_other_gpus(
     tmp_path: Path, overrides: list[str], change: dict[str, Any]
 ) -> None:
     assert smallest_change(seven(tmp_path, *overrides), machine(179)) == change
+
+
+def test_bfloat16_wants_a_gpu_that_has_it(tmp_path: Path) -> None:
+    recipe = seven(tmp_path, "learner.token_budget=2048", "learner.zero_stage=3")
+    (problem,) = problems(Demands(recipe), replace(machine(179), has_bfloat16=False))
+    assert "compute capability 8.0" in problem.text
+    assert smallest_change(recipe, replace(machine(179), has_bfloat16=False)) == {"model.dtype": "float32"}
 
 
 def test_memory_and_shared_memory_of_the_host_bound_what_runs_on_cpus(tmp_path: Path) -> None:

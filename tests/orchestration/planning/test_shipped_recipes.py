@@ -53,3 +53,11 @@ def test_a_recipe_says_what_it_has_not_been_run_on(name: str) -> None:
 @pytest.mark.parametrize("name", sorted({path.stem for path in RECIPES.glob("*.toml")} - MEANT_FOR.keys()))
 def test_a_recipe_for_cpus_fits_16_gib(capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert cli.main(["plan", name, "--ram-gib", "16"]) == 0
+
+
+def test_a_gpu_without_bfloat16_is_no_place_for_recipes_in_bfloat16(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["plan", "llama-lora-24gib", "--gpu", "v100-32gb", "--json"]) == 1
+    plan = json.loads(capsys.readouterr().out)
+    assert [problem for problem in plan["problems"] if "Ampere" in problem]

@@ -48,12 +48,17 @@ spec:
   nodeSelector:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- with .tolerations }}
+  {{- if or .tolerations .size.gpus }}
   tolerations:
-    {{- range $key, $value := . }}
+    {{- range $key, $value := .tolerations }}
     - key: {{ $key }}
       operator: Equal
       value: {{ $value | quote }}
+      effect: NoSchedule
+    {{- end }}
+    {{- if .size.gpus }}
+    - key: nvidia.com/gpu
+      operator: Exists
       effect: NoSchedule
     {{- end }}
   {{- end }}
