@@ -106,7 +106,8 @@ def test_a_reward_model_that_the_recipe_trains_has_no_revision(minimal: Path) ->
 
 def test_what_a_run_would_ask_a_revision_of_is_told(minimal: Path, tmp_path: Path) -> None:
     rows = f'{{kind = "huggingface", name = "{tmp_path}"}}, {{kind = "huggingface", name = "lab/rows"}}'
-    recipe = load_recipe(minimal, ["model.path=lab/tiny", f"rewards=[{REWARD}]", f"datasets=[{rows}]"])
+    overrides = ["model.path=lab/tiny", f"rewards=[{REWARD}]", f"datasets=[{rows}]", "algorithm.kind=sft"]
+    recipe = load_recipe(minimal, overrides)
     assert list(unpinned(recipe)) == [
         "model.path = lab/tiny",
         "rewards.0.path = lab/judge",
