@@ -114,4 +114,4 @@ def _names(tree: ast.Module) -> Iterator[str]:
 
 def _instead(name: str, functions: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, functions, n=1) or functions[:1]
-    return f"; did you mean {close[0]}?" if close else ""
+    return f" (there is {close[0]})" if close else ""

@@ -15,8 +15,8 @@ def missing_functions(recipe: Recipe) -> Iterator[str]:
             continue
         if problem := what_is_wrong(reward.function):
             yield (
-                f'rewards.{index}.function = "{reward.function}": {problem}. Give `module:name` of a function that '
-                "Python can import from the folder where `leash` runs."
+                f'rewards.{index}.function = "{reward.function}": {problem}; give `module:name` of a function '
+                "that Python can import from the folder where `leash` runs"
             )
 
 

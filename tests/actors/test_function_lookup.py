@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("reference", "said"),
     [
-        ("scores:brevty", "scores.py has no 'brevty'; did you mean brevity?"),
+        ("scores:brevty", "scores.py has no 'brevty' (there is brevity)"),
         ("score:brevity", "no module 'score' is found from"),
         ("pack.iner:brevity", "no module 'pack.iner' is found"),
         ("bare.iner:brevity", "no module 'bare.iner' is found"),

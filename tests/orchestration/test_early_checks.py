@@ -99,7 +99,7 @@ def test_a_mistyped_reward_function_is_refused_first(
     reward = RewardFunctionReward(kind="function", name="b", function="actors.reward_functions:vader")
     recipe = recipe.model_copy(update={"rewards": [*recipe.rewards, reward]})
     with pytest.raises(
-        UserError, match=r'rewards\.\d\.function = ".*has no .vader.; did you mean vader_sentiment'
+        UserError, match=r'rewards\.\d\.function = ".*has no .vader. .there is vader_sentiment'
     ):
         command(recipe, tmp_path / "run")
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")  # its nodes may have other modules
