@@ -18,10 +18,9 @@ def metrics_of_step(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means over the updates; of what ends in `_max`, the largest; of the log-prob gap, the first update's: later
     ones move the policy away from the one that sampled, and only the first compares like with like."""
     each = [per_token(update) for update in updates]
-    metrics = {
-        name: (max if name.endswith("_max") else fmean)([update[name] for update in each]) for name in each[0]
-    }
-    return metrics | {name: value for name, value in each[0].items() if name.startswith("logprob_gap")}
+    values = {name: [update[name] for update in each] for name in each[0]}
+    metrics = {name: max(of) if name.endswith("_max") else fmean(of) for name, of in values.items()}
+    return metrics | {name: of[0] for name, of in values.items() if name.startswith("logprob_gap")}
 
 
 def per_token(update: Mapping[str, float]) -> dict[str, float]:

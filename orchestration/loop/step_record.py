@@ -35,9 +35,7 @@ def rollout_figures(groups: Sequence[RolloutGroup], version: int) -> dict[str, A
             f"reward_{source}": fmean(rollout.rewards[source] for rollout in rollouts)
             for source in rollouts[0].rewards
         },
-        "zero_spread_fraction": fmean(
-            len({rollout.score for rollout in group.rollouts}) == 1 for group in groups
-        ),
+        **_spread(groups),
         "kl_nats_per_sequence": fmean(rollout.kl_nats for rollout in rollouts),
         **_token_kl(behavior_N, reference_N),
         "entropy_sampled": -float(behavior_N.mean(dtype=np.float64)),
@@ -66,6 +64,13 @@ def timing_figures(groups: Sequence[RolloutGroup], timing: Mapping[str, float]) 
         "tokens_per_second_learner": tokens / timing["learn_s"],
         "tokens_per_second_run": tokens / step_s,
     }
+
+
+def _spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Share of the groups whose completions all score the same; nothing where a prompt is sampled once, which has
+    no spread to lose."""
+    scores = [{rollout.score for rollout in group.rollouts} for group in groups if len(group.rollouts) > 1]
+    return {"zero_spread_fraction": fmean(len(values) == 1 for values in scores)} if scores else {}
 
 
 def _token_kl(behavior_N: Float32s, reference_N: Float32s) -> dict[str, float]:

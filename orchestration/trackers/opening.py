@@ -58,7 +58,10 @@ def _tensorboard(run: TrackedRun) -> Tracker:
 
 
 def _wandb(run: TrackedRun, config: WandbConfig) -> Tracker:
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports to its makers; read when it is imported
+    # Reports to its makers; read when it is imported.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    # Else it writes into the terminal view where it found its key.
+    os.environ.setdefault("WANDB_SILENT", "true")
     # An extra: imported by those who use it.
     from orchestration.trackers.wandb_run import WandbTracker
 

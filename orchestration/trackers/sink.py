@@ -76,7 +76,8 @@ class TrackerSink:
             feed.end(lambda tracker: tracker.close(summary))
         for feed in self._feeds:
             if not feed.wait(until):
-                self._note(f"{feed.name}: had not finished {deadline_s:g} s after the run; the rest is lost")
+                how = "finished" if feed.is_open else "opened"
+                self._note(f"{feed.name}: had not {how} {deadline_s:g} s after the run; the rest is lost")
             elif feed.lost:
                 self._note(f"{feed.name}: {feed.lost} entries are missing in it; metrics.jsonl has them all")
 
@@ -103,6 +104,7 @@ class _Feed:
         self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._left_out = 0  # counted by the run's thread
         self._failed = 0  # counted by the tracker's
+        self.is_open = False
         self._patience = threading.Timer(open_s, self._say_it_is_not_open, (open_s,))
         self._patience.daemon = True
         self._patience.start()
@@ -126,6 +128,7 @@ class _Feed:
 
     def end(self, last: Call) -> None:
         """After what waits, this call, and no more."""
+        self._patience.cancel()  # who waits for the end says more
         self._queue.put(last)
         self._queue.put(None)
 
@@ -138,6 +141,7 @@ class _Feed:
         tracker: Tracker | None = None
         try:
             tracker = self._opener()
+            self.is_open = True
         except Exception as error:  # a library's, a server's, the network's: no reason to end a run
             self._note(f"{self.name}: not opened, so it gets nothing ({type(error).__name__}: {error})")
         finally:

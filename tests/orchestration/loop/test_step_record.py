@@ -76,6 +76,13 @@ def test_what_was_sampled() -> None:
     assert figures["entropy_sampled"] == pytest.approx(12 / 5)
 
 
+def test_prompts_that_are_sampled_once_have_no_spread_to_lose() -> None:
+    """Else every run of groups of one, as PPO's may be, would have a red flag."""
+    alone = RolloutGroup(group_id="g2", rollouts=(GROUPS[1].rollouts[0],))
+    assert "zero_spread_fraction" not in rollout_figures([alone, alone], 5)
+    assert rollout_figures([*GROUPS, alone], 5)["zero_spread_fraction"] == 0.5
+
+
 def test_kl_by_estimator() -> None:
     """Log-ratios ln 2, 0, -ln 2, 0, 0 over five tokens: k2 is half their square; k3 of ln 2 is 1/2 - 1 + ln 2, of
     -ln 2 it is 1 - ln 2."""

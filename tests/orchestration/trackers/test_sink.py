@@ -183,6 +183,20 @@ def test_a_tracker_that_hangs_does_not_keep_the_run_from_ending() -> None:
     released.set()
 
 
+def test_a_tracker_that_never_opens_does_not_keep_the_run_from_ending_and_is_named_once() -> None:
+    notes: list[str] = []
+    released = threading.Event()
+
+    def ask_the_server() -> Tracker:
+        released.wait(20)
+        return FakeTracker()
+
+    sink = TrackerSink({"server": ask_the_server}, note=notes.append, samples_per_step=0, open_s=0.3)
+    sink.close({}, deadline_s=0.6)
+    assert notes == ["server: had not opened 0.6 s after the run; the rest is lost"]
+    released.set()
+
+
 def test_a_run_without_trackers_costs_nothing() -> None:
     sink = TrackerSink({}, note=lambda text: None, samples_per_step=8)
     sink.step({"step": 1}, [])

@@ -62,7 +62,7 @@ def tracked(
     # A server is not emptied between tests, and forgets no experiment.
     experiment = f"{tmp_path.name}-{time.time_ns()}" if request.param == "mlflow-server" else "movies"
     at_server = MlflowConfig(tracking_uri=MLFLOW_SERVER, experiment=experiment)
-    config, reader = {
+    kinds: dict[str, tuple[TrackersConfig, Callable[[Path], Written]]] = {
         "tensorboard": (TrackersConfig(tensorboard=True, samples_per_step=2), read_tensorboard),
         "wandb": (TrackersConfig(wandb=WandbConfig(project="movies"), samples_per_step=2), read_wandb),
         "mlflow": (TrackersConfig(mlflow=MlflowConfig(experiment="movies"), samples_per_step=2), read_mlflow),
@@ -70,7 +70,8 @@ def tracked(
             TrackersConfig(mlflow=at_server, samples_per_step=2),
             lambda folder: read_mlflow(folder, MLFLOW_SERVER, experiment),
         ),
-    }[request.param]
+    }
+    config, reader = kinds[request.param]
     tracked = Tracked(config, reader, tmp_path, [])
     yield tracked
     assert tracked.notes == []
@@ -180,7 +181,7 @@ def test_everything_stays_in_the_run_folder_and_no_key_is_in_it(
             assert secret.encode() not in file.read_bytes(), file
 
 
-def test_nobody_reports_to_the_makers_of_the_libraries(tmp_path: Path) -> None:
+def test_libraries_are_told_not_to_report_to_their_makers_nor_to_the_terminal(tmp_path: Path) -> None:
     """In a process of its own: they decide while they are imported."""
     program = """
 import sys
@@ -193,10 +194,18 @@ sink.close({})
 import mlflow.telemetry.utils
 import wandb.env
 print(mlflow.telemetry.utils.is_telemetry_disabled(), wandb.env.error_reporting_enabled())
+print(mlflow.environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get(), wandb.env.is_silent())
 """
-    unset = {"MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "WANDB_ERROR_REPORTING", "CI", "PYTEST_CURRENT_TEST"}
+    unset = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "WANDB_SILENT"}
+    unset |= {
+        "MLFLOW_DISABLE_TELEMETRY",
+        "DO_NOT_TRACK",
+        "WANDB_ERROR_REPORTING",
+        "CI",
+        "PYTEST_CURRENT_TEST",
+    }
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     repository = Path(__file__).parents[3]
     command = [sys.executable, "-c", program, str(tmp_path)]
     result = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
-    assert result.stdout == "True False\n", result.stderr
+    assert result.stdout == "True False\nTrue True\n", result.stderr
