@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from actors.config import RolloutConfig
-from actors.handles import _engine_environment
+from actors.engine_options import engine_environment
 from core.config import Resources
 from core.remote import actor_options
 
@@ -27,7 +27,7 @@ def enter_worker_environment() -> None:
     """
     if _MARK in os.environ:
         return
-    variables = actor_options("benchmark", Resources(), _engine_environment(RolloutConfig()))["runtime_env"][
+    variables = actor_options("benchmark", Resources(), engine_environment(RolloutConfig()))["runtime_env"][
         "env_vars"
     ]
     os.execve(

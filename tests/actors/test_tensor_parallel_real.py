@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from actors.config import RolloutConfig
-from actors.handles import _engine_environment
+from actors.engine_options import engine_environment
 from core.config import ModelConfig
 from tests.actors.test_sampler_real import (
     MAX_GAP,
@@ -26,7 +26,7 @@ def test_both_halves_take_every_push(
     rollout = RolloutConfig(
         max_new_tokens=MAX_NEW_TOKENS, max_concurrent_sequences=16, tensor_parallel=2, kv_cache_gib=1
     )
-    for name, value in _engine_environment(rollout).items():
+    for name, value in engine_environment(rollout).items():
         monkeypatch.setenv(name, value)
     from actors.sampler import Sampler  # vLLM: ten seconds, and it reads the environment
 

@@ -93,14 +93,14 @@ WRONG: list[tuple[str, Callable[[], Any]]] = [
     (r"logits have the shape \[2, 0\]", lambda: entropy(torch.zeros(2, 0))),
     ("policy_logits are torch.int64", lambda: full_kl(P_BT.long(), P_BT.long(), direction="reverse")),
     ("pass sequence_ids", lambda: gae(S_B, S_B, S_B == 0, gamma=1, lam=1)),
-    ("pass sequence_ids", lambda: gae(*[LOGITS_BTV] * 2, LOGITS_BTV == 0, gamma=1, lam=1)),
+    ("pass sequence_ids", lambda: gae(LOGITS_BTV, LOGITS_BTV, LOGITS_BTV == 0, gamma=1, lam=1)),
     (
         r"mask \[4\], sequence_ids \[3\]",
         lambda: gae(S_B, S_B, S_B == 0, gamma=1, lam=1, sequence_ids=S_B[:3]),
     ),
     (
         "row of its own",
-        lambda: gae(*[torch.zeros(1, 3)] * 2, torch.tensor([[1, 0, 1]]).bool(), gamma=1, lam=1),
+        lambda: gae(P_BT[:1, :3], P_BT[:1, :3], torch.tensor([[True, False, True]]), gamma=1, lam=1),
     ),
     ("lam is nan", lambda: gae(P_BT, P_BT, MASK_BT, gamma=1, lam=NAN)),
     ("rewards are torch.int64", lambda: gae(P_BT.long(), P_BT, MASK_BT, gamma=1, lam=1)),

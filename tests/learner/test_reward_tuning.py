@@ -9,6 +9,7 @@ import torch
 
 from learner import reward_tuning
 from learner.config import RewardModelConfig, RewardTuningConfig
+from learner.rankings import RankedTexts, draw
 
 
 @pytest.mark.parametrize("before", [None, "0,1"])
@@ -45,6 +46,9 @@ def test_ranks_see_no_gpu_and_who_starts_them_sees_what_it_saw(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
     monkeypatch.setattr(reward_tuning, "get_context", lambda method: Context())
     config = RewardModelConfig(tuning=RewardTuningConfig(world_size=2))
-    reward_tuning.tune_on_ranks(Path("unread"), [], torch.zeros(0), config, report=lambda line: None)
+    texts = RankedTexts(
+        token_ids=[], starts=[], ratings_S=torch.zeros(0), rankings=draw(torch.tensor([0.0, 1.0]), config)
+    )
+    reward_tuning.tune_on_ranks(Path("unread"), texts, config, report=lambda line: None)
     assert seen == ["", ""]
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == before

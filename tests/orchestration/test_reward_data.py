@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import pytest
 
 from core.errors import UserError
+from core.messages import DemonstrationGroup
 from orchestration.recipe.config import Recipe
 from orchestration.recipe.loading import load_recipe
 from orchestration.reward_data import Groups, digest_of, load_reward_groups, split_groups
@@ -38,7 +39,10 @@ def pair(prompt: str, **others: Any) -> dict[str, Any]:
 def test_a_prompt_is_in_one_part_alone(tmp_path: Path) -> None:
     rows = [pair(f"p {'x' * (number % 10)}", chosen=f" film {number}") for number in range(40)]
     train, heldout = load(write(tmp_path, rows, "reward_model.heldout_fraction=0.3"))
-    prompts = [{group.demonstrations[0].prompt.text for group in part} for part in (train, heldout)]
+    prompts = [
+        {group.demonstrations[0].prompt.text for group in part if isinstance(group, DemonstrationGroup)}
+        for part in (train, heldout)
+    ]
     assert (len(prompts[0]), len(prompts[1])) == (7, 3)
     assert not prompts[0] & prompts[1]
     assert (len(train), len(heldout)) == (28, 12)
