@@ -48,6 +48,8 @@ CPU_ALLOCATOR_FRACTION = 0.5
 on the same runs."""
 GPU_CONTEXT_MIB = 1024
 """CUDA context, cuBLAS workspaces and NCCL buffers of one process. An assumption: no GPU has been measured."""
+CUDA_HOST_MIB = 2048
+"""Of the host, for what CUDA, NCCL and pinned buffers take of it in a process on a GPU. An assumption, too."""
 CUDA_GRAPHS_MIB = 1024
 """Of an engine on a GPU. An assumption, too."""
 
@@ -239,5 +241,5 @@ def _demand(
         count=count,
         resources=resources,
         parts=(*parts, own),
-        host_bytes=libraries if on_gpu else 0,
+        host_bytes=libraries + CUDA_HOST_MIB * MIB if on_gpu else 0,
     )

@@ -29,10 +29,11 @@ def test_shared_memory_holds_the_copies_of_a_push_and_memory_the_processes_too()
     values = completed(Values(), eight_gpus())
     # 2 x 14.2 GiB and 1 for Ray's objects: the buffer and Ray's copy; Ray's copy and the worker's
     assert values.learner.shared_memory_gib == values.rollout.shared_memory_gib == 30
-    # 1.2 x (four ranks of 600 MiB, a reward function of 310, Ray's 400), and the copy of who hands it to Ray: 17.9
-    assert values.learner.memory_gib == 18 + 30
-    # 1.2 x (an engine of 1250 MiB, a scorer and a reward function of 310, Ray's 400): 2.7
-    assert values.rollout.memory_gib == 3 + 30
+    # 1.2 x (four ranks of 600 MiB, a reward function of 310, Ray's 400, and 2048 for each of four CUDAs), and the
+    # copy of who hands it to Ray: 27.4
+    assert values.learner.memory_gib == 28 + 30
+    # 1.2 x (an engine of 1250 MiB, a scorer and a reward function of 310, Ray's 400, two CUDAs): 7.5
+    assert values.rollout.memory_gib == 8 + 30
 
 
 def test_a_pod_with_room_for_several_rollout_workers_holds_a_copy_for_each() -> None:
@@ -50,7 +51,7 @@ def test_what_is_given_is_kept() -> None:
     learner = completed(values, eight_gpus()).learner
     assert (learner.memory_gib, learner.shared_memory_gib) == (200, 64)
     more = completed(Values.model_validate({"learner": {"shared_memory_gib": 64}}), eight_gpus()).learner
-    assert more.memory_gib == 18 + 64
+    assert more.memory_gib == 28 + 64
 
 
 def test_a_cpu_recipe_has_room_for_all_that_ray_may_put_beside_its_learner() -> None:

@@ -20,6 +20,14 @@ def test_the_cache_of_an_engine_is_what_its_share_of_the_gpu_leaves(tmp_path: Pa
     assert demands.cached_sequences(80 * GIB) == cache // (2048 * 57344)
 
 
+def test_a_process_on_a_gpu_takes_memory_of_the_host_too(tmp_path: Path) -> None:
+    demands = Demands(seven(tmp_path))
+    assert demands.by_kind["learner"].host_bytes == (600 + 2048) * 2**20
+    # four ranks, an engine and a scorer; a reward function without one; a push; the driver and Ray
+    on_gpus = 4 * 600 + 1250 + 310 + 6 * 2048
+    assert demands.ram_bytes == (on_gpus + 310 + 510 + 400) * 2**20 + demands.push_bytes
+
+
 def test_the_cache_on_a_gpu_that_is_shared_is_what_the_recipe_says(tmp_path: Path) -> None:
     shared = ["rollout.resources.num_gpus=0.5", "rollout.gpu_memory_fraction=0.5", "rollout.kv_cache_gib=3"]
     demands = Demands(seven(tmp_path, *shared))
