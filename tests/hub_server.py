@@ -67,7 +67,6 @@ def use_hub(hub: HubServer, cache: Any, monkeypatch: pytest.MonkeyPatch) -> None
     """Point the client, which reads its environment when it is imported, to this Hub and to a cache. Waits between
     two attempts are left out."""
     from huggingface_hub import constants  # after the environment of the tests is set
-    from huggingface_hub.utils import _http
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(
@@ -75,7 +74,7 @@ def use_hub(hub: HubServer, cache: Any, monkeypatch: pytest.MonkeyPatch) -> None
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 

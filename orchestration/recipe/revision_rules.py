@@ -20,9 +20,6 @@ from core.hub import is_commit, is_hub_name
 from orchestration.recipe.config import PretrainingConfig, Recipe
 from orchestration.recipe.contradiction import Contradiction
 
-Rows = dict[str, HuggingFace]
-"""Datasets of the `datasets` library, by the table that names them."""
-
 
 def unpinned(recipe: Recipe) -> Iterator[str]:
     """What is on the Hub and has no revision yet, as `key = name`. Asks no network."""
@@ -75,15 +72,13 @@ def _models(model: ModelConfig, rewards: list[RewardConfig]) -> dict[str, ModelC
 
 def _datasets(
     prompts: PromptsConfig, datasets: list[DatasetConfig], pretraining: PretrainingConfig | None
-) -> Rows:
-    mixed = {
-        "datasets": datasets,
-        "pretraining.datasets": pretraining.datasets if pretraining else [],
-    }
-    tables = {f"{table}.{index}": each for table, all_ in mixed.items() for index, each in enumerate(all_)}
-    return {
-        table: each for table, each in {"prompts": prompts, **tables}.items() if isinstance(each, HuggingFace)
-    }
+) -> dict[str, HuggingFace]:
+    """Those of the `datasets` library, by the table that names them."""
+    tables: dict[str, object] = {"prompts": prompts}
+    tables |= {f"datasets.{index}": each for index, each in enumerate(datasets)}
+    if pretraining is not None:
+        tables |= {f"pretraining.datasets.{index}": each for index, each in enumerate(pretraining.datasets)}
+    return {table: each for table, each in tables.items() if isinstance(each, HuggingFace)}
 
 
 REVISION_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (_check_models, _check_datasets)
