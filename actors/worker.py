@@ -155,12 +155,12 @@ class ScorerWorker:
         # Users' functions, which the driver does not load.
         from actors.rewards import load_reward
 
-        setup, path, model_path = self._setup, None, Path()
-        if isinstance(config, RewardModelReward):  # the others read no model
-            assert self._source is not None, "reward models are found before processes start"
-            path = model_folder(self._source, node=node_address())
-            model_path = model_folder(setup.model_source, node=node_address())
-        return load_reward(config, path, model_path, setup.model)
+        model = self._setup.model
+        if not isinstance(config, RewardModelReward):  # which reads no model
+            return load_reward(config, None, Path(), model)
+        assert self._source is not None, "reward models are found before processes start"
+        path = model_folder(self._source, node=node_address())
+        return load_reward(config, path, model_folder(self._setup.model_source, node=node_address()), model)
 
     async def score(self, completion: Completion | Demonstration) -> Any:
         try:

@@ -102,7 +102,7 @@ class LearnerWorker:
         # Before the group is joined, whose ranks have a deadline for each other.
         node, value_source = node_address(), setup.value_model_source
         model_path = model_folder(setup.model_source, node=node)
-        value_model_path = value_source and model_folder(value_source, node=node)
+        value_model_path = None if value_source is None else model_folder(value_source, node=node)
         # Heavy imports stay out of the driver, which only needs this module's handles.
         import torch
 

@@ -20,9 +20,6 @@ from core.hub import is_commit, is_hub_name
 from orchestration.recipe.config import PretrainingConfig, Recipe, RewardStageConfig
 from orchestration.recipe.contradiction import Contradiction
 
-Rows = dict[str, HuggingFace]
-"""Datasets of the `datasets` library, by the table that names them."""
-
 
 def unpinned(recipe: Recipe) -> Iterator[str]:
     """What is on the Hub and has no revision yet, as `key = name`. Asks no network."""
@@ -83,16 +80,16 @@ def _datasets(
     datasets: list[DatasetConfig],
     pretraining: PretrainingConfig | None,
     reward_model: RewardStageConfig | None,
-) -> Rows:
+) -> dict[str, HuggingFace]:
+    """Those of the `datasets` library, by the table that names them."""
     mixed = {
         "datasets": datasets,
         "pretraining.datasets": pretraining.datasets if pretraining else [],
         "reward_model.datasets": reward_model.datasets if reward_model else [],
     }
-    tables = {f"{table}.{index}": each for table, all_ in mixed.items() for index, each in enumerate(all_)}
-    return {
-        table: each for table, each in {"prompts": prompts, **tables}.items() if isinstance(each, HuggingFace)
-    }
+    tables: dict[str, object] = {"prompts": prompts}
+    tables |= {f"{table}.{index}": each for table, all_ in mixed.items() for index, each in enumerate(all_)}
+    return {table: each for table, each in tables.items() if isinstance(each, HuggingFace)}
 
 
 REVISION_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (_check_models, _check_datasets)

@@ -91,7 +91,9 @@ def test_a_model_from_the_hub_is_read_from_the_cache_and_asked_of_nobody(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     revision = "0123456789abcdef0123456789abcdef01234567"
-    made_up_model(tmp_path / "models--lab--tiny" / "snapshots" / revision)
+    snapshots = tmp_path / "models--lab--tiny" / "snapshots"
+    snapshots.mkdir(parents=True)
+    made_up_model(snapshots / revision)
     run.samples(1, [[row("This film", "is good", 1.0)]])
     rows = groups_of_step(run.folder, 1)[0]
     assert with_tokens(rows, "lab/tiny", revision)["completions"][0]["token_texts"][0] == "This"
