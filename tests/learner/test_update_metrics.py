@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learner.losses import combine_metrics, ppo_policy_loss
+from learner.losses import Aggregation, combine_metrics, ppo_policy_loss
 from learner.update_metrics import metrics_of_step
 
 
@@ -22,7 +22,7 @@ def test_means_but_of_a_largest_the_largest_and_of_the_gap_the_first() -> None:
 
 @pytest.mark.parametrize(("aggregation", "normalizer"), [("token", None), ("constant", 40.0)])
 def test_a_clip_fraction_is_of_the_tokens_whatever_the_loss_divides_by(
-    aggregation: str, normalizer: float | None
+    aggregation: Aggregation, normalizer: float | None
 ) -> None:
     """Two of four tokens have twice their old probability and a positive advantage; Dr. GRPO would have let both
     sequences grow to 20 tokens."""
@@ -35,7 +35,7 @@ def test_a_clip_fraction_is_of_the_tokens_whatever_the_loss_divides_by(
         clip_low=0.2,
         clip_high=0.2,
         dual_clip=None,
-        aggregation=aggregation,  # type: ignore[arg-type]
+        aggregation=aggregation,
         normalizer=normalizer,
     )
     update = {name: float(value) for name, value in combine_metrics([metrics]).items()}
