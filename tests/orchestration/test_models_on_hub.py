@@ -15,6 +15,7 @@ from core.config import ModelConfig
 from core.errors import UserError
 from core.hub import HubModel, ModelSource
 from learner import worker as learner_worker
+from learner.config import LearnerConfig
 from learner.worker import LearnerWorker
 from orchestration import assets, sampling
 from orchestration.assets import resolve_model
@@ -88,8 +89,12 @@ def test_a_node_that_cannot_get_it_says_so_itself(monkeypatch: pytest.MonkeyPatc
         RolloutWorker(setup()).ready()
     with pytest.raises(UserError, match="node 10.0.0.7: cannot have .*lab/tiny"):
         asyncio.run(ScorerWorker(setup(), ReferenceConfig(), None).ready())
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     ranks: Any = SimpleNamespace(
-        driver_versions=setup().driver_versions, model_source=TINY, value_model_source=None
+        driver_versions=setup().driver_versions,
+        config=LearnerConfig(),
+        model_source=TINY,
+        value_model_source=None,
     )
     with pytest.raises(UserError, match="node 10.0.0.7: cannot have .*lab/tiny"):
         LearnerWorker(0).start(ranks, "10.0.0.7", 1, 1.0)
