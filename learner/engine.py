@@ -233,8 +233,12 @@ def _full_numel(parameter: nn.Parameter) -> int:
 
 
 def _deepspeed_config(config: LearnerConfig, dtype: torch.dtype, *, clips_itself: bool) -> dict[str, Any]:
+    # A sum of many micro-batches in bfloat16 loses its small summands. Without sharding DeepSpeed has no other, and
+    # with stage 1 it would take another optimizer, with a whole float32 gradient on every rank.
+    sums_in_float32 = dtype == torch.bfloat16 and config.zero_stage >= 2
     return {
         "train_micro_batch_size_per_gpu": 1,
+        "data_types": {"grad_accum_dtype": "fp32" if sums_in_float32 else None},
         "zero_optimization": _zero_config(config),
         "bf16": {"enabled": dtype == torch.bfloat16},
         "gradient_clipping": 0.0 if clips_itself else config.gradient_clip,

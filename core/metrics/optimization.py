@@ -205,7 +205,7 @@ OPTIMIZATION_METRICS = (
         record="logprob_gap_mean",
         healthy=Healthy(
             None,
-            0.01,
+            0.1,  # bfloat16 was measured at 0.05, float32 at 1e-5
             "engine and learner compute different policies: check dtype and decoding, or correct with "
             "algorithm.importance_sampling",
         ),

@@ -96,7 +96,7 @@ def _states_on_device(shape: ModelShape, config: LearnerConfig, dtype: str, *, o
     updated = min(sharded, GATHERED_PARAMETERS) if stage == 3 else sharded
     return States(
         weights=size * (held_sharded if stage == 3 else held),
-        gradients=size * (trained if stage == 1 else sharded),
+        gradients=size * trained if stage == 1 else FLOAT32_BYTES * sharded,
         optimizer=(ADAM_BYTES + FLOAT32_BYTES) * sharded,
         buckets=size * (bucket + (min(held, GATHERED_PARAMETERS) if stage == 3 else 0)),
         update=(FLOAT32_BYTES + (size if is_mixed else 0)) * updated,
@@ -111,7 +111,8 @@ def _offloaded(on_device: States, shape: ModelShape, config: LearnerConfig, dtyp
     sharded = -(-trained_parameters(shape, config) // config.world_size)
     largest = 0 if config.lora else max(shape.vocab_size, shape.intermediate_size) * shape.hidden_size
     one_gradient = size * largest if stage < 3 else 0
-    host = on_device.optimizer + (FLOAT32_BYTES + size) * sharded
+    summed = size if stage == 1 else FLOAT32_BYTES
+    host = on_device.optimizer + (FLOAT32_BYTES + summed) * sharded
     if stage < 3:
         host += size * sharded + one_gradient
     weights = on_device.weights

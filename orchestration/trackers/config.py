@@ -8,7 +8,7 @@ from core.config import Section
 
 
 class WandbConfig(Section):
-    """Weights & Biases. The key comes from WANDB_API_KEY, a server of one's own from WANDB_BASE_URL."""
+    """Weights & Biases. The key comes from WANDB_API_KEY or `wandb login`, another server from WANDB_BASE_URL."""
 
     project: str = Field(default="leash", min_length=1)
     """Project of the run."""

@@ -3,11 +3,16 @@
 import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from netrc import NetrcParseError, netrc
+from urllib.parse import urlsplit
 
 from core.errors import UserError
 from orchestration.trackers.config import MlflowConfig, TrackersConfig, WandbConfig
 from orchestration.trackers.sink import TrackerSink
 from orchestration.trackers.tracker import Cell, TrackedRun, Tracker
+
+WANDB_URL = "https://api.wandb.ai"
+"""Where wandb sends runs, unless WANDB_BASE_URL says another place."""
 
 
 def open_trackers(config: TrackersConfig, run: TrackedRun, *, note: Callable[[str], None]) -> TrackerSink:
@@ -21,9 +26,10 @@ def open_trackers(config: TrackersConfig, run: TrackedRun, *, note: Callable[[st
         openers["tensorboard"] = lambda: _tensorboard(run)
     if (wandb := config.wandb) is not None:
         _require("wandb", "trackers.wandb")
-        if wandb.mode == "online" and not os.environ.get("WANDB_API_KEY"):
+        if wandb.mode == "online" and not _has_wandb_key():
             raise UserError(
-                "trackers.wandb.mode = online: needs a key; set the environment variable WANDB_API_KEY, or offline"
+                "trackers.wandb.mode = online: needs a key; run `wandb login`, set the environment variable "
+                "WANDB_API_KEY, or offline"
             )
         openers["wandb"] = lambda: _wandb(run, wandb)
     if (mlflow := config.mlflow) is not None:
@@ -48,6 +54,17 @@ def flat_settings(recipe: Mapping[str, object]) -> dict[str, Cell | None]:
 def _require(library: str, key: str) -> None:
     if find_spec(library) is None:
         raise UserError(f"{key}: needs {library}, which is not installed; run `pip install leash[trackers]`")
+
+
+def _has_wandb_key() -> bool:
+    """In the environment, or where `wandb login` leaves it, which wandb itself reads."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or WANDB_URL).hostname
+    try:
+        return host is not None and netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
 
 
 def _tensorboard(run: TrackedRun) -> Tracker:

@@ -266,6 +266,24 @@ def offloaded(zero_stage: int, **keys: Any) -> Scenario:
     return run
 
 
+def many_rows(zero_stage: int) -> Scenario:
+    """Norms of one gradient in bfloat16: from one row, and as the sum of 400 equal parts of it."""
+
+    def run(rank: Rank, name: str) -> None:
+        text = rank.texts(1)[0]
+        row = pack_row([(text.token_ids_T, text.sampled_T)])
+        norms = []
+        for num_rows in (1, 400):
+            learner = rank.learner(zero_stage, RLOO, dtype="bfloat16")
+            for number in range(num_rows):
+                loss = learner.policy(row).mean() / num_rows / rank.world_size
+                learner.policy.backward(loss, last=number == num_rows - 1)
+            norms.append(learner.policy.step(1e-3))
+        rank.write(name, learner, norms=norms)
+
+    return run
+
+
 def resume(zero_stage: int, algorithm: AlgorithmConfig, **keys: Any) -> Scenario:
     """Two steps, a checkpoint and two more, by the same learner and by one that loads the checkpoint."""
 
@@ -444,6 +462,7 @@ SCENARIOS: dict[str, Scenario] = {
     },
     **{f"offload-{name}": offloaded(stage, **keys) for name, (stage, keys) in OFFLOADED.items()},
     **{f"resume-offload-{name}": resume(stage, RLOO, **keys) for name, (stage, keys) in OFFLOADED.items()},
+    **{f"many-rows-{stage}": many_rows(stage) for stage in (2, 3)},
     "rloo-checkpointing": three_steps(0, RLOO, gradient_checkpointing=True),
     "rloo-minibatches": three_steps(0, RLOOConfig(kind="rloo", num_epochs=2, num_minibatches=4)),
     **{f"resume-rloo-{stage}": resume(stage, RLOO) for stage in range(4)},

@@ -74,13 +74,13 @@ SHAPES = {name: shape_of(config, source=name) for name, config in PUBLISHED.item
             "bfloat16",
             2,
             4,
-            States(weights=2896, gradients=724, optimizer=4344, buckets=2896, update=2172),
+            States(weights=2896, gradients=1448, optimizer=4344, buckets=2896, update=2172),
         ),
         (
             "bfloat16",
             3,
             4,
-            States(weights=724, gradients=724, optimizer=4344, buckets=5792, update=2172),
+            States(weights=724, gradients=1448, optimizer=4344, buckets=5792, update=2172),
         ),
     ],
 )
@@ -92,16 +92,16 @@ def test_model_states_of_a_tiny_model_by_hand(dtype: str, stage: Any, ranks: int
 @pytest.mark.parametrize(
     ("stage", "offload", "expected"),
     [
-        # 362 numbers a rank: 12 bytes of master weights and means, 4 and 2 of gradients, 2 of new weights;
-        # and 32 * 8 numbers of the embedding's gradient on either side
+        # 362 numbers a rank: 12 bytes of master weights and means, 4 of gradients and 2 or 4 of their sum, 2 of new
+        # weights; and 32 * 8 numbers of the embedding's gradient on either side
         (
             1,
             "optimizer",
             States(weights=2896, gradients=2896, optimizer=0, buckets=3408, update=0, host=7752),
         ),
-        (2, "optimizer", States(weights=2896, gradients=0, optimizer=0, buckets=3408, update=0, host=7752)),
-        (3, "optimizer", States(weights=724, gradients=0, optimizer=0, buckets=5792, update=0, host=6516)),
-        (3, "parameters", States(weights=0, gradients=0, optimizer=0, buckets=5792, update=0, host=7240)),
+        (2, "optimizer", States(weights=2896, gradients=0, optimizer=0, buckets=3408, update=0, host=8476)),
+        (3, "optimizer", States(weights=724, gradients=0, optimizer=0, buckets=5792, update=0, host=7240)),
+        (3, "parameters", States(weights=0, gradients=0, optimizer=0, buckets=5792, update=0, host=7964)),
     ],
 )
 def test_offloaded_states_of_a_tiny_model_by_hand(stage: Any, offload: Any, expected: States) -> None:
@@ -114,7 +114,7 @@ def test_without_a_gpu_what_is_offloaded_is_a_part_like_others() -> None:
     network = Network(name="policy", shape=TINY, logit_copies=3)
     parts = [dict(learner_memory([network], config, model, 1, on_gpu=on_gpu)) for on_gpu in (True, False)]
     assert "policy offloaded state" not in parts[0]
-    assert parts[1]["policy offloaded state"] == learner_host_memory([network], config, model) == 18 * 1448
+    assert parts[1]["policy offloaded state"] == learner_host_memory([network], config, model) == 20 * 1448
 
 
 def test_on_a_gpu_the_gradient_bucket_is_allocated_whole() -> None:
@@ -157,15 +157,16 @@ def test_backward_pass_and_update_take_turns() -> None:
     # Gradients in float32 and new weights of a billion parameters need more room than one token's backward pass.
     assert parts == {
         "policy weights": 2 * quarter,
-        "policy gradients": 2 * quarter,
+        "policy gradients": 4 * quarter,
         "policy optimizer state": 12 * quarter,
         "policy update": 6 * 1_000_000_000,
     }
 
 
-@given(st.sampled_from(sorted(SHAPES)), st.integers(1, 64), st.booleans())
+@given(st.sampled_from(sorted(SHAPES)), st.integers(2, 64), st.booleans())
 def test_a_higher_zero_stage_never_holds_more(name: str, ranks: int, lora: bool) -> None:
-    """In bfloat16. In float32 ZeRO adds master weights, so one rank holds more with it than without."""
+    """In bfloat16, of several ranks. One alone holds more with it than without: master weights in float32, and from
+    stage 2 on the sum of the gradients."""
     held = [
         states(
             SHAPES[name],

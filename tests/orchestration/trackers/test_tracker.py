@@ -111,6 +111,23 @@ def test_a_library_that_is_missing_is_named_with_the_way_to_get_it(
 
 def test_online_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     config = TrackersConfig(wandb=WandbConfig(mode="online"))
     with pytest.raises(UserError, match="set the environment variable WANDB_API_KEY"):
         open_trackers(config, TrackedRun(name="a", folder=tmp_path, settings={}), note=lambda text: None)
+
+
+@pytest.mark.parametrize(("url", "found"), [(None, True), ("https://wandb.lab:8080", False)])
+def test_the_key_that_wandb_login_left_for_the_same_server_is_found(
+    url: str | None, found: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text(
+        "machine api.wandb.ai\n  login user\n  password secret\n", encoding="utf-8"
+    )
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    if url is not None:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+    assert opening._has_wandb_key() is found
