@@ -36,7 +36,7 @@ def what_is_wrong(reference: str) -> str | None:
     for number, part in enumerate(parts := module.split(".")):
         if number and not _only_holds(spec):
             return None
-        spec = _find(".".join(parts[: number + 1]), part, spec)
+        spec = _find(part, spec)
         if spec is None:
             return f"no module {'.'.join(parts[: number + 1])!r} is found from {os.getcwd()}"
     assert spec is not None
@@ -44,9 +44,9 @@ def what_is_wrong(reference: str) -> str | None:
     return None if file is None else _unbound(file, name)
 
 
-def _find(full_name: str, part: str, package: ModuleSpec | None) -> ModuleSpec | None:
-    if package is not None:
-        return PathFinder.find_spec(full_name, list(package.submodule_search_locations or ()))
+def _find(part: str, package: ModuleSpec | None) -> ModuleSpec | None:
+    if package is not None:  # by the last part of its name: for a dotted one Python wants the package imported
+        return PathFinder.find_spec(part, list(package.submodule_search_locations or ()))
     here = PathFinder.find_spec(part, [os.getcwd(), *sys.path])  # workers look into the present folder, too
     try:
         return here or importlib.util.find_spec(part)

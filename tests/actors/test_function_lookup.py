@@ -20,6 +20,8 @@ SOURCES = {
     "pack/inner.py": "brevity = len\n",
     "odd/__init__.py": "import sys, scores\nsys.modules['odd.inner'] = scores\n",
     "bare/inner.py": "brevity = len\n",
+    "bare/deep/inner.py": "brevity = len\n",
+    "pack/deep/inner.py": "brevity = len\n",
 }
 
 
@@ -27,7 +29,7 @@ SOURCES = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder where `leash` runs, with a user's modules, none of which may be imported by the look-up."""
     for name, text in SOURCES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
@@ -55,6 +57,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("score:brevity", "no module 'score' is found from"),
         ("pack.iner:brevity", "no module 'pack.iner' is found"),
         ("bare.iner:brevity", "no module 'bare.iner' is found"),
+        ("bare.deep.iner:brevity", "no module 'bare.deep.iner' is found"),
+        ("bare.deep.inner:brevty", "inner.py has no 'brevty'"),
         ("pack.inner:brevty", "inner.py has no 'brevty'"),
         ("broken:brevity", "broken.py, line 1"),
     ],
@@ -76,6 +80,8 @@ def test_what_is_surely_wrong_is_said(reference: str, said: str) -> None:
         *(f"bound:{name}" for name in "abcde"),
         "pack.inner:brevity",
         "bare.inner:brevity",
+        "bare.deep.inner:brevity",
+        "pack.deep.inner:brevity",
         "odd.inner:brevity",
         "math:floor",
         "actors.reward_functions:vader_sentiment",
