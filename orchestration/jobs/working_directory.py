@@ -17,7 +17,9 @@ ROOMS = ("core", "actors", "learner", "orchestration")
 RECIPE_FILE = "recipe.toml"
 MAX_BYTES = 20 * 2**20
 """Of all files together. Leash's sources are a few hundred kilobytes; Ray's own limit is hundreds of megabytes."""
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv", "runs")
+_NAMES_LEFT_OUT = ("__pycache__", ".git", ".venv", ".env", "runs")
+"""What no job needs, and what often holds keys."""
+_LEFT_OUT = shutil.ignore_patterns(*_NAMES_LEFT_OUT, "*.pyc")
 
 
 def pack(recipe: Recipe, include: Sequence[Path], into: Path) -> None:
@@ -35,6 +37,11 @@ def _copy(source: Path, target: Path) -> None:
         raise UserError(f"--include {source}: no such file or folder; name one of this machine")
     if target.exists():
         raise UserError(f"--include {source}: {target.name} is packed already; rename it")
+    if linked := next((path for path in source.rglob("*") if path.is_symlink() and path.is_dir()), None):
+        raise UserError(
+            f"--include {source}: {linked} is a link to a folder, which may lead anywhere and in circles; "
+            "name that folder with an --include of its own"
+        )
     # Measured before it is copied: a folder of checkpoints would fill the disk first.
     _require_small(source, [source])
     if source.is_dir():
@@ -60,9 +67,8 @@ def _files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
     else:
-        skipped = {"__pycache__", ".git", ".venv", "runs"}
         yield from (
             file
             for file in path.rglob("*")
-            if file.is_file() and not skipped.intersection(file.relative_to(path).parts)
+            if file.is_file() and not set(_NAMES_LEFT_OUT).intersection(file.relative_to(path).parts)
         )

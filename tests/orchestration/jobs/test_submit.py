@@ -207,6 +207,20 @@ def test_what_is_missing_or_in_the_way_is_named(tmp_path: Path) -> None:
             pack(RECIPE, [tmp_path / include], folder)
 
 
+def test_a_folder_brings_no_keys_and_no_links_to_other_folders(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "rewards.py").write_text("", encoding="utf-8")
+    (mine / ".env").write_text("WANDB_API_KEY=secret\n", encoding="utf-8")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    pack(RECIPE, [mine], tmp_path / "first")
+    assert [path.name for path in (tmp_path / "first" / "mine").iterdir()] == ["rewards.py"]
+    (mine / "again").symlink_to(mine)
+    with pytest.raises(UserError, match="mine/again is a link to a folder"):
+        pack(RECIPE, [mine], tmp_path / "second")
+
+
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
     jobs = FakeJobs([SUCCEEDED])
