@@ -45,7 +45,9 @@ def what_is_wrong(reference: str) -> str | None:
 
 
 def _find(part: str, package: ModuleSpec | None) -> ModuleSpec | None:
-    if package is not None:  # by the last part of its name: for a dotted one Python wants the package imported
+    if (
+        package is not None
+    ):  # by the last part of its name: for a dotted one Python wants the package imported
         return PathFinder.find_spec(part, list(package.submodule_search_locations or ()))
     here = PathFinder.find_spec(part, [os.getcwd(), *sys.path])  # workers look into the present folder, too
     try:
