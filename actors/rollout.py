@@ -11,8 +11,8 @@ Knows no Ray: it is given handles, which are Ray workers in production and plain
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Protocol, TypeVar
@@ -31,6 +31,7 @@ from core.messages import (
     SampleRequest,
     VersionSpan,
 )
+from core.tasks import all_of, first_error
 from core.weights import WeightManifest
 
 T = TypeVar("T")
@@ -97,7 +98,7 @@ class RolloutPool:
         ]
         scoring: dict[str, asyncio.Task[Rollout]] = {}
         async with (
-            _first_error(),
+            first_error(),
             asyncio.TaskGroup() as tasks,
             aclosing(self._sample(requests)) as completions,
         ):
@@ -111,32 +112,26 @@ class RolloutPool:
 
     async def score_demonstrations(self, group: DemonstrationGroup) -> RolloutGroup:
         """As rollouts of the reference: that a dataset's texts came from it is what offline methods assume."""
-        async with _first_error(), asyncio.TaskGroup() as tasks:
-            scoring = [tasks.create_task(_score(self._reference, text)) for text in group.demonstrations]
+        scores = await all_of(_score(self._reference, text) for text in group.demonstrations)
         rollouts = [
-            _as_rollout(f"{group.group_id}-{index}", text, task.result())
-            for index, (text, task) in enumerate(zip(group.demonstrations, scoring, strict=True))
+            _as_rollout(f"{group.group_id}-{index}", text, logprobs_T)
+            for index, (text, logprobs_T) in enumerate(zip(group.demonstrations, scores, strict=True))
         ]
         return RolloutGroup(group_id=group.group_id, rollouts=tuple(rollouts))
 
     async def rescore(self, group: RolloutGroup) -> RolloutGroup:
         """The same rollouts with the log-probs of the present reference: another run may have had another."""
-        async with _first_error(), asyncio.TaskGroup() as tasks:
-            scoring = [tasks.create_task(_score(self._reference, r.completion)) for r in group.rollouts]
+        scores = await all_of(_score(self._reference, rollout.completion) for rollout in group.rollouts)
         rollouts = [
-            replace(rollout, reference_logprobs_T=task.result())
-            for rollout, task in zip(group.rollouts, scoring, strict=True)
+            replace(rollout, reference_logprobs_T=logprobs_T)
+            for rollout, logprobs_T in zip(group.rollouts, scores, strict=True)
         ]
         return RolloutGroup(group_id=group.group_id, rollouts=tuple(rollouts))
 
     async def rewards_of(self, completion: Completion) -> dict[str, float]:
         """One reward a source."""
-        async with _first_error(), asyncio.TaskGroup() as tasks:
-            scoring = {
-                name: tasks.create_task(_score(reward.server, completion))
-                for name, reward in self._rewards.items()
-            }
-        return {name: task.result() for name, task in scoring.items()}
+        scores = await all_of(_score(reward.server, completion) for reward in self._rewards.values())
+        return dict(zip(self._rewards, scores, strict=True))
 
     def score_of(self, rewards: Mapping[str, float]) -> float:
         """The weighted sum that the policy is trained on."""
@@ -213,7 +208,7 @@ class RolloutPool:
         )
 
     async def _scored(self, completion: Completion) -> Rollout:
-        async with _first_error(), asyncio.TaskGroup() as tasks:
+        async with first_error(), asyncio.TaskGroup() as tasks:
             reference = tasks.create_task(self._timed("reference", _score(self._reference, completion)))
             rewards = tasks.create_task(self._timed("reward", self.rewards_of(completion)))
         return Rollout(
@@ -245,13 +240,3 @@ def _as_rollout(request_id: str, text: Demonstration, reference_logprobs_T: Floa
         rewards={DATASET_REWARD: text.score},
         score=text.score,
     )
-
-
-@asynccontextmanager
-async def _first_error() -> AsyncIterator[None]:
-    """Around a task group, which has cancelled the others by then: its first error, as it was raised."""
-    try:
-        yield
-    except BaseExceptionGroup as errors:
-        error = errors.exceptions[0]
-        raise error from error.__cause__

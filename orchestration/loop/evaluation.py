@@ -1,6 +1,5 @@
 """Before and after: the same held-out prompts and seeds under two policy versions, compared pair by pair."""
 
-import asyncio
 import json
 import math
 import statistics
@@ -13,6 +12,7 @@ import numpy as np
 
 from actors.rollout import RolloutPool
 from core.messages import Completion, Prompt, Rollout
+from core.tasks import all_of
 
 EVALUATION_SEED = 2**60
 """Beyond every training seed (see `orchestration.loop.sources`)."""
@@ -45,13 +45,9 @@ class Comparison:
 
 async def evaluate(pool: RolloutPool, prompts: Sequence[Prompt], *, seed: int) -> list[Rollout]:
     """One completion a prompt from the present policy version, scored."""
-    groups = await asyncio.gather(
-        *(
-            pool.roll_out(
-                prompt, group_id=f"heldout-{index}", seeds=[EVALUATION_SEED + seed * 100_003 + index]
-            )
-            for index, prompt in enumerate(prompts)
-        )
+    groups = await all_of(
+        pool.roll_out(prompt, group_id=f"heldout-{index}", seeds=[EVALUATION_SEED + seed * 100_003 + index])
+        for index, prompt in enumerate(prompts)
     )
     return [group.rollouts[0] for group in groups]
 
@@ -63,15 +59,13 @@ async def evaluate_best_of(
 
     `kl_nats_bound` is log n - (n - 1) / n, an upper bound of the KL that choosing costs (arXiv:2401.01879).
     """
-    groups = await asyncio.gather(
-        *(
-            pool.roll_out(
-                prompt,
-                group_id=f"best-of-{index}",
-                seeds=range(start := BEST_OF_SEED + (seed * 100_003 + index) * count, start + count),
-            )
-            for index, prompt in enumerate(prompts)
+    groups = await all_of(
+        pool.roll_out(
+            prompt,
+            group_id=f"best-of-{index}",
+            seeds=range(start := BEST_OF_SEED + (seed * 100_003 + index) * count, start + count),
         )
+        for index, prompt in enumerate(prompts)
     )
     best = [max(rollout.score for rollout in group.rollouts) for group in groups]
     return {"n": count, "reward": spread(best), "kl_nats_bound": math.log(count) - (count - 1) / count}
@@ -108,9 +102,7 @@ async def compare(
             (new.token_ids_T.tolist(), matched_after),
         ):
             into.append(_shortened(new, ids[: len(prompt_ids) + length], decode))
-    scores = await asyncio.gather(
-        *(_score(pool, completion) for completion in matched_before + matched_after)
-    )
+    scores = await all_of(_score(pool, completion) for completion in matched_before + matched_after)
     return Comparison(
         before=before,
         after=samples_of(after),

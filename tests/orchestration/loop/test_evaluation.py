@@ -1,13 +1,18 @@
 """The comparison of two policies, against numbers worked out by hand."""
 
+import asyncio
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from actors.rollout import RolloutPool, WeightedReward
-from core.messages import Completion, Rollout
+from core.errors import RewardError
+from core.messages import Completion, Prompt, Rollout
 from orchestration.loop.evaluation import (
     Comparison,
     Sample,
@@ -177,3 +182,22 @@ def test_best_of_n_keeps_the_best_of_each_prompt_and_says_what_choosing_costs() 
     assert found["n"] == 3
     assert found["reward"] == {"mean": 10.0, "std": pytest.approx(50**0.5), "count": 2}  # of 5 and 15
     assert found["kl_nats_bound"] == pytest.approx(0.4319, abs=1e-4)  # ln 3 - 2/3
+
+
+def test_an_evaluation_that_fails_leaves_nothing_running() -> None:
+    """What ran on would meet workers and a ledger that are gone, and fail once more."""
+
+    class Pool:
+        async def roll_out(self, prompt: Prompt, *, group_id: str, seeds: Sequence[int]) -> Any:
+            if group_id == "heldout-1":
+                raise RewardError("no such table")
+            await asyncio.sleep(60)
+
+    async def main() -> None:
+        prompts = [Prompt(prompt_id=str(n), text="", token_ids=np.zeros(1, dtype=np.int32)) for n in range(3)]
+        pool: Any = Pool()
+        with pytest.raises(RewardError, match="no such table"):
+            await evaluate(pool, prompts, seed=0)
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
