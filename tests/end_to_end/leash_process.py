@@ -105,15 +105,17 @@ class LeashProcess:
         return [" ".join(process.cmdline())[:200] for process in left if process.is_running()] + sorted(files)
 
     def kill(self) -> None:
-        """End everything that it started."""
+        """End everything that it started, and wait until it is gone: the dying write files, too."""
         for process in [psutil.Process(self._process.pid)] if self.running else []:
             process.kill()
-        for process in self.descendants():
+        ended = self.descendants()
+        for process in ended:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
         self._process.wait(timeout=10)
+        psutil.wait_procs(ended, timeout=10)
 
     def descendants(self) -> list[psutil.Process]:
         """Living processes that carry its mark, whoever is their parent by now."""
