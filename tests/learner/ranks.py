@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-DEADLINE_S = 200
+DEADLINE_S = 400
 
 
 def run_ranks(

@@ -16,7 +16,7 @@ from tests.learner.learner_rank import METHODS, OFFLOADED, SCENARIOS, VOCABULARY
 from tests.learner.ranks import facts, run_ranks
 from tests.tiny_models import build_tiny_model, build_tiny_scalar_model
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]  # the first test waits for all scenarios
 
 STAGES = (0, 1, 2, 3)
 ONE_RANK = (
