@@ -62,7 +62,8 @@ RESHARDED_RUNS = [
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
 """What float32 allows after three steps of Adam at 1e-3: sums over ranks are taken in another order."""
 NOISY_FRACTION, NOISE = 1e-4, 3e-4
-"""Adam divides a gradient by its size, so where that is rounding noise, so is a tenth of the way of 3 steps."""
+"""Adam divides a gradient by its size, so where that is rounding noise, so is a tenth of the way of 3 steps. Which
+elements these are differs by processor; one of a tensor may be among them, however small it is."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def assert_same_weights(folder: Path, name: str, other: str) -> None:
     assert first.keys() == second.keys()
     for key in first:
         close = torch.isclose(second[key], first[key], atol=ABSOLUTE, rtol=RELATIVE)
-        assert (~close).sum() <= NOISY_FRACTION * close.numel(), key
+        assert (~close).sum() <= max(1, NOISY_FRACTION * close.numel()), key
         assert (second[key] - first[key]).abs().max() < NOISE, key
 
 
