@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from core.config import ModelConfig
-from core.messages import Bools, Completion, Int32s
+from core.messages import Completion
 from core.models import check_same_tokenizer, load_scalar_model
 from core.packing import pack_row
-from core.pretrained import load_tokenizer
+from core.scored_text import scored_text, special_token_ids
 
 
 class RewardModel:
@@ -20,7 +20,7 @@ class RewardModel:
         check_same_tokenizer(model_path, path)
         self._device = torch.device(device)
         self._model = load_scalar_model(path, model.dtype).to(self._device).eval()
-        self._special_ids = _special_ids(path)
+        self._special_ids = special_token_ids(path)
 
     @property
     def vocab_size(self) -> int:
@@ -30,17 +30,9 @@ class RewardModel:
     @torch.inference_mode()
     def score(self, completions: Sequence[Completion]) -> list[float]:
         """The head's output at the last token that is text: an end-of-sequence token is not."""
-        row = pack_row([self._text_only(completion) for completion in completions])
+        texts = [
+            scored_text(completion.token_ids_T, completion.num_prompt_tokens, self._special_ids)
+            for completion in completions
+        ]
+        row = pack_row([(text, np.zeros(len(text), dtype=bool)) for text in texts])
         return [float(score) for score in self._model.final_scores(row.to(self._device)).cpu()]
-
-    def _text_only(self, completion: Completion) -> tuple[Int32s, Bools]:
-        stop = len(completion.token_ids_T)
-        while (
-            stop > completion.num_prompt_tokens and int(completion.token_ids_T[stop - 1]) in self._special_ids
-        ):
-            stop -= 1
-        return completion.token_ids_T[:stop], np.zeros(stop, dtype=bool)
-
-
-def _special_ids(path: Path) -> frozenset[int]:
-    return frozenset(load_tokenizer(path).all_special_ids)

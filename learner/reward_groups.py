@@ -1,12 +1,14 @@
 """Datasets and runs as what a reward model learns from: completions of one prompt, compared with each other.
 
-A completion is scored at its last token, behind its prompt. What is held out are whole groups.
+A completion is scored at its last token that is text, behind its prompt: a dataset's completions, and many of a
+run's samples, end with an end-of-text token, which the served model does not look at either. What is held out are
+whole groups.
 
 Dimension key: S texts, F features (hidden size), K texts of a group.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from core.errors import UserError
 from core.messages import DemonstrationGroup, Int32s, RolloutGroup
 from core.models import hidden_states, load_scalar_model
 from core.packing import pack_row, plan_rows
+from core.scored_text import scored_text
 from learner.config import RewardModelConfig
 from learner.rankings import RankedTexts, within_groups
 from learner.reward_head import fit_head
@@ -36,13 +39,14 @@ class RatedGroups:
         *,
         train: Sequence[Group],
         heldout: Sequence[Group],
+        special_ids: Set[int],
         report: Callable[[str], None],
     ) -> None:
-        """Raises `UserError` for groups that the loss has no use for."""
+        """`special_ids` are those of the tokenizer. Raises `UserError` for groups that the loss has no use for."""
         self._config = config
-        self._train = _texts_of(train, config)
-        self._heldout_sizes = [len(_members(group)) for group in heldout]
-        self._heldout_ids, _, self._heldout_ratings_S = _flat(heldout)
+        self._train = _texts_of(train, config, special_ids)
+        self._heldout_sizes = [_size(group) for group in heldout]
+        self._heldout_ids, _, self._heldout_ratings_S = _flat(heldout, special_ids)
         report(f"{len(train)} groups of rated completions to learn from, {len(heldout)} held out")
 
     def fit_head(self, folder: Path) -> torch.Tensor:
@@ -92,19 +96,25 @@ def group_metrics(scores_S: torch.Tensor, ratings_S: torch.Tensor, sizes: Sequen
     return {name: value for name, value in metrics.items() if math.isfinite(value)}  # some need more pairs
 
 
-def _texts_of(groups: Sequence[Group], config: RewardModelConfig) -> RankedTexts:
-    token_ids, starts, ratings_S = _flat(groups)
+def _texts_of(groups: Sequence[Group], config: RewardModelConfig, special_ids: Set[int]) -> RankedTexts:
+    token_ids, starts, ratings_S = _flat(groups, special_ids)
     if not groups:
         raise UserError("reward_model.datasets: too few groups to hold some out; give at least 2")
-    rankings = within_groups(ratings_S, [len(_members(group)) for group in groups], config)
+    rankings = within_groups(ratings_S, [_size(group) for group in groups], config)
     return RankedTexts(token_ids=token_ids, starts=starts, ratings_S=ratings_S, rankings=rankings)
 
 
-def _flat(groups: Sequence[Group]) -> tuple[list[Int32s], list[int], torch.Tensor]:
+def _flat(
+    groups: Sequence[Group], special_ids: Set[int]
+) -> tuple[list[Int32s], list[int], torch.Tensor]:
     """Token ids of all completions behind their prompts, where each begins, and its rating."""
     members = [member for group in groups for member in _members(group)]
-    token_ids = [ids for ids, _, _ in members]
+    token_ids = [scored_text(ids, start, special_ids) for ids, start, _ in members]
     return token_ids, [start for _, start, _ in members], torch.tensor([rating for _, _, rating in members])
+
+
+def _size(group: Group) -> int:
+    return len(group.rollouts if isinstance(group, RolloutGroup) else group.demonstrations)
 
 
 def _members(group: Group) -> list[tuple[Int32s, int, float]]:

@@ -18,6 +18,7 @@ from core.messages import Int32s
 from core.models import ScalarModel
 from core.packing import pack_row, plan_rows
 from core.pretrained import load_network
+from core.scored_text import scored_text, special_token_ids
 
 
 @torch.inference_mode()
@@ -30,7 +31,7 @@ def mean_score_of_samples(
     token_budget: int,
     seed: int,
 ) -> float:
-    """One sample of each prompt, scored at its last token; the mean."""
+    """One sample of each prompt, scored as rewards are; the mean."""
     policy = load_network(AutoModelForCausalLM, policy_path, dtype=torch.float32).eval()
     ends = np.atleast_1d(policy.config.eos_token_id).tolist()  # some models have several
     longest = max(len(prompt) for prompt in prompts)
@@ -45,10 +46,11 @@ def mean_score_of_samples(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sampled_BT = policy.generate(token_ids_BT, attention_mask=mask_BT, generation_config=decoding)
-    texts = [
-        np.concatenate([prompt, _up_to_end(line[longest:].numpy().astype(np.int32), ends)])
-        for prompt, line in zip(prompts, sampled_BT, strict=True)
-    ]
+    special_ids = special_token_ids(policy_path)
+    texts = []
+    for prompt, line in zip(prompts, sampled_BT, strict=True):
+        completion = _up_to_end(line[longest:].numpy().astype(np.int32), ends)
+        texts.append(scored_text(np.concatenate([prompt, completion]), len(prompt), special_ids))
     total = 0.0
     for members in plan_rows([len(text) for text in texts], token_budget):
         row = pack_row([(texts[member], np.zeros(len(texts[member]), dtype=bool)) for member in members])

@@ -17,6 +17,7 @@ from actors.prompts import load_prompts
 from core.hub import ModelSource
 from core.messages import DemonstrationGroup, Int32s, Prompt
 from core.pretrained import check_model, load_tokenizer
+from core.scored_text import special_token_ids
 from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, model_source, resolve_model
@@ -135,6 +136,8 @@ def train_reward_model(recipe: Recipe) -> Path:
         key += json.dumps([[ids.tolist() for ids in prompts], recipe.rollout.max_new_tokens])
     if groups:
         key += digest_of(groups)
+    if prompts or groups:
+        key += "scored without the end of text"  # those of older versions were not
     name = f"{'datasets' if groups else recipe.reward_model.data}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = cache_folder() / "reward-models" / name
     if not (folder / "metrics.json").is_file():
@@ -174,7 +177,9 @@ def _train_into(
     assert config is not None
     data: RatedSnippets | RatedGroups
     if groups:
-        data = RatedGroups(config, train=groups[0], heldout=groups[1], report=_say)
+        train, heldout = groups
+        special_ids = special_token_ids(model_path)
+        data = RatedGroups(config, train=train, heldout=heldout, special_ids=special_ids, report=_say)
     else:
         data = RatedSnippets(config, data_folder=asset_path(RATINGS.name), report=_say)
     unfinished = folder.with_name(folder.name + ".unfinished")

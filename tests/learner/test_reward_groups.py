@@ -24,6 +24,7 @@ from tests.fakes import save_tiny_tokenizer
 
 LIKED = 7
 """The token that people like: a completion is rated by how often it has it."""
+END = 2
 
 
 def group(number: int, completions: list[list[int]], ratings: list[float]) -> DemonstrationGroup:
@@ -55,6 +56,11 @@ def planted(count: int, *, size: int, seed: int) -> list[DemonstrationGroup]:
     return groups
 
 
+def rated_groups(train: list[DemonstrationGroup]) -> RatedGroups:
+    heldout = planted(1, size=2, seed=1)
+    return RatedGroups(RewardModelConfig(), train=train, heldout=heldout, special_ids={END}, report=print)
+
+
 def make(folder: Path, **options: Any) -> tuple[RewardModelConfig, dict[str, float], list[str]]:
     model = folder / "policy"
     torch.manual_seed(0)
@@ -79,6 +85,7 @@ def make(folder: Path, **options: Any) -> tuple[RewardModelConfig, dict[str, flo
         config,
         train=planted(150, size=4, seed=0),
         heldout=planted(40, size=4, seed=1),
+        special_ids={END},
         report=said.append,
     )
     (folder / "reward").mkdir()
@@ -109,10 +116,17 @@ def test_what_is_liked_is_learned_and_written(tmp_path: Path, loss: str) -> None
 
 
 def test_likelihood_counts_behind_the_prompt() -> None:
-    data = RatedGroups(RewardModelConfig(), train=planted(2, size=2, seed=0), heldout=[], report=print)
+    data = rated_groups(planted(2, size=2, seed=0))
     texts = data.ranked_texts(Path())
     assert list(texts.starts) == [2] * 4
     assert texts.rankings.members_RK.max() == 3
+
+
+def test_learned_from_is_what_will_be_scored() -> None:
+    """The end of text that a dataset adds is no part of it; a special token in the middle is."""
+    data = rated_groups([group(0, [[9, END, 8, END, END], [9, 8], [END]], [1.0, 0.0, -1.0])])
+    learned_from = [ids.tolist() for ids in data.ranked_texts(Path()).token_ids]
+    assert learned_from == [[5, 6, 9, END, 8], [5, 6, 9, 8], [5, 6]]
 
 
 def test_heldout_figures_by_hand() -> None:
@@ -136,4 +150,4 @@ def test_a_margin_that_no_pair_has_is_left_out() -> None:
 
 def test_too_little_to_learn_from_is_refused() -> None:
     with pytest.raises(UserError, match="give at least 2"):
-        RatedGroups(RewardModelConfig(), train=[], heldout=planted(1, size=2, seed=0), report=print)
+        rated_groups([])

@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from core.models import SCORE_OFFSET, load_scalar_model
 from core.packing import pack_row
 from learner.reward_normalization import mean_score_of_samples
+from tests.fakes import save_tiny_tokenizer
 
-END, SAID = 2, 7
+END, SAID = 1, 7
 PROMPTS = [np.array([5, 6, 8], dtype=np.int32), np.array([9], dtype=np.int32)]
 
 
@@ -38,11 +39,12 @@ def config() -> LlamaConfig:
 def reward_folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     LlamaForSequenceClassification(config()).save_pretrained(tmp_path / "reward")
+    save_tiny_tokenizer(tmp_path / "reward", "good", "bad")
     return tmp_path / "reward"
 
 
-@pytest.mark.parametrize(("token", "written"), [(SAID, [SAID] * 4), (END, [END])])
-def test_the_mean_is_over_whole_texts_up_to_their_end(
+@pytest.mark.parametrize(("token", "written"), [(SAID, [SAID] * 4), (END, [])])
+def test_the_mean_is_over_whole_texts_without_their_end(
     reward_folder: Path, monkeypatch: pytest.MonkeyPatch, token: int, written: list[int]
 ) -> None:
     policy: Any = LlamaForCausalLM(config()).eval()
