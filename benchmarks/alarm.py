@@ -5,15 +5,18 @@
 
 Trains alarm_cheat.toml once for each cheat and seed, on one of `benchmarks.alarm_rewards`. Gold is what the model
 of human ratings and VADER say, recorded and not trained on. `ordinary` is the recipe movie-reviews-rloo as it is.
-Runs that are finished are not trained again. What the columns mean is in `benchmarks/alarm_table.py`.
+Runs that are finished are not trained again. `--gold` adds a gold that minds nonsense (`benchmarks/alarm_gold.py`),
+and scores the runs' samples with it. What the columns mean is in `benchmarks/alarm_table.py`.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.alarm_gold import GOLD, GoldModel, train_gold
 from benchmarks.alarm_table import ALARM_HEADER, GOLD_HEADER, WatchedRun, alarm_row, gold_row
 from benchmarks.measuring import print_table
 from core.errors import UserError
@@ -25,6 +28,7 @@ from orchestration.recipe.loading import load_recipe
 ORDINARY = "ordinary"
 CHEATS = ("exclamations", "phrase", "length", "brevity")
 REPOSITORY = Path(__file__).parents[1]
+HELDOUT_BEFORE = "heldout-before.jsonl"
 CHEAT_RECIPE = "benchmarks/alarm_cheat.toml"
 
 
@@ -35,6 +39,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=20)
     arguments.add_argument("--into", type=Path, default=Path("runs/alarm"), metavar="FOLDER")
     arguments.add_argument("--from-folders", type=Path, nargs="+", metavar="RUN")
+    arguments.add_argument("--gold", action="store_true", help="one more gold, learned for the purpose")
     options = arguments.parse_args()
     if options.from_folders:
         folders = {folder.name: folder for folder in options.from_folders}
@@ -48,6 +53,9 @@ def main() -> None:
             name, _, seed = run.rpartition("-")
             _train(name, int(seed), options.steps, folder)
     watched = {run: watched_run(folder) for run, folder in folders.items()}
+    if options.gold:
+        model = GoldModel(train_gold())
+        watched = {run: with_gold(watched[run], folder, model) for run, folder in folders.items()}
     rows = {name: alarm_row(run) for name, run in watched.items()}
     print_table("the first alarm, and the score that was trained on", ALARM_HEADER, rows)
     rows = {f"{name}, {gold}": gold_row(run, gold) for name, run in watched.items() for gold in run.golds}
@@ -62,16 +70,28 @@ def watched_run(folder: Path) -> WatchedRun:
         raise UserError(
             f"{folder}: learns from a dataset, so no step shows its policy; see leash alarm {folder}"
         )
-    files = sorted(folder.glob("samples/step-[0-9]*.jsonl"))
-    steps = {int(file.stem.removeprefix("step-")): samples_of_step(file) for file in files}
+    steps = {step: samples_of_step(file) for step, file in files_of_steps(folder).items()}
     first = min((int(step) for step, _ in seen.alarms), default=None)
     return WatchedRun(
-        untrained=[*steps[1], *heldout_samples(folder / "heldout-before.jsonl")],
+        untrained=[*steps[1], *heldout_samples(folder / HELDOUT_BEFORE)],
         steps=steps,
         golds=gold_of(load_recipe(folder / "recipe.toml")),
         alarm_step=first,
         signals=[alarm.signal for step, alarm in seen.alarms if int(step) == first],
     )
+
+
+def with_gold(run: WatchedRun, folder: Path, model: GoldModel) -> WatchedRun:
+    """The run with `GOLD` among the rewards of its samples."""
+    steps = {step: model.of_step(file, run.steps[step]) for step, file in files_of_steps(folder).items()}
+    heldout = model.of_heldout(folder / HELDOUT_BEFORE, run.untrained[len(steps[1]) :])
+    return replace(run, untrained=[*steps[1], *heldout], steps=steps, golds=[*run.golds, GOLD])
+
+
+def files_of_steps(folder: Path) -> dict[int, Path]:
+    """The files of a run's samples by step, in order."""
+    files = sorted(folder.glob("samples/step-[0-9]*.jsonl"))
+    return {int(file.stem.removeprefix("step-")): file for file in files}
 
 
 def overrides_of(name: str, seed: int, steps: int) -> list[str]:
