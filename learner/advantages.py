@@ -21,8 +21,6 @@ from learner.shapes import (
 
 STD_EPSILON = 1e-6
 """Keeps a group of nearly equal scores finite; where there is something to learn, scores differ by more."""
-VARIANCE_EPSILON = 1e-8
-"""As in `whiten` of lm-human-preferences (arXiv:2403.17031)."""
 
 
 @torch.no_grad()
@@ -115,22 +113,6 @@ def leave_one_out_advantages(scores_B: Tensor, group_ids_B: Tensor) -> Tensor:
     """
     centered_B, group_of_B, sizes_G = _centered(scores_B, group_ids_B)
     return (centered_B * (sizes_G / (sizes_G - 1))[group_of_B]).to(scores_B.dtype)
-
-
-@torch.no_grad()
-def whiten(values_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool) -> Tensor:
-    """[B, T]: scaled to unit variance over all masked tokens, to mean 0 if `shift_mean`; 0 outside the mask.
-
-    `shift_mean=False` keeps the mean, as lm-human-preferences does for rewards (arXiv:2403.17031).
-    Population variance.
-    """
-    require_mask(mask_BT, values=values_BT)
-    if not mask_BT.any():
-        raise ValueError("the mask selects no token; leave empty batches out before whitening")
-    selected = values_BT[mask_BT]
-    mean = selected.mean()
-    scaled_BT = (values_BT - mean) * torch.rsqrt(selected.var(correction=0) + VARIANCE_EPSILON)
-    return torch.where(mask_BT, scaled_BT if shift_mean else scaled_BT + mean, 0.0)
 
 
 def _gae_of_rows(

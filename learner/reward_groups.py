@@ -104,9 +104,7 @@ def _texts_of(groups: Sequence[Group], config: RewardModelConfig, special_ids: S
     return RankedTexts(token_ids=token_ids, starts=starts, ratings_S=ratings_S, rankings=rankings)
 
 
-def _flat(
-    groups: Sequence[Group], special_ids: Set[int]
-) -> tuple[list[Int32s], list[int], torch.Tensor]:
+def _flat(groups: Sequence[Group], special_ids: Set[int]) -> tuple[list[Int32s], list[int], torch.Tensor]:
     """Token ids of all completions behind their prompts, where each begins, and its rating."""
     members = [member for group in groups for member in _members(group)]
     token_ids = [scored_text(ids, start, special_ids) for ids, start, _ in members]

@@ -38,9 +38,8 @@ def whitened(values_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, float]:
 
 def moments(values: Tensor) -> tuple[float, float]:
     """Mean and standard deviation over all ranks."""
-    sums = all_reduce_sum(
-        torch.stack([torch.ones_like(values), values, values**2]).double().flatten(1).sum(1)
-    )
+    values = values.double()  # squares of what lies far from 0 leave no digits for the spread in float32
+    sums = all_reduce_sum(torch.stack([torch.ones_like(values), values, values**2]).flatten(1).sum(1))
     count, total, squares = sums.tolist()
     mean = total / count
     return mean, max(squares / count - mean**2, 0.0) ** 0.5

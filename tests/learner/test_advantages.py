@@ -1,4 +1,4 @@
-"""Rewards, GAE, group baselines and whitening against numbers worked out by hand, and their rules.
+"""Rewards, GAE and group baselines against numbers worked out by hand, and their rules.
 
 Dimension key: B sequences, T token positions.
 """
@@ -17,7 +17,6 @@ from learner.advantages import (
     kl_penalized_rewards,
     leave_one_out_advantages,
     overlong_penalty,
-    whiten,
 )
 
 NAN = float("nan")
@@ -262,33 +261,6 @@ def test_leave_one_out_is_unbiased_and_the_group_mean_shrinks() -> None:
     assert gradients == pytest.approx({"loo": 0.21, "mean": 0.14})
 
 
-# --- whitening ------------------------------------------------------------------------------------------
-
-
-def test_whiten_by_hand() -> None:
-    # Masked values 1, 3, 5, 7: mean 4, population variance (9 + 1 + 1 + 9) / 4 = 5
-    values_BT, mask_BT = tensor([1, 3, NAN], [99, 5, 7]), bools([1, 1, 0], [0, 1, 1])
-    shifted_BT = whiten(values_BT, mask_BT, shift_mean=True)
-    torch.testing.assert_close(shifted_BT, tensor([-3, -1, 0], [0, 1, 3]) / 5**0.5)
-    kept_BT = whiten(values_BT, mask_BT, shift_mean=False)
-    torch.testing.assert_close(kept_BT, torch.where(mask_BT, shifted_BT + 4, 0.0))
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(0, 10_000), st.floats(0.01, 100), st.floats(-100, 100))
-def test_whitened_values_have_mean_0_and_variance_1_whatever_the_scale(
-    seed: int, scale: float, shift: float
-) -> None:
-    values_BT, _, mask_BT = random_runs(seed)
-    mask_BT[0, :2] = True
-    values_BT = values_BT * scale + shift
-    selected = whiten(values_BT, mask_BT, shift_mean=True)[mask_BT]
-    assert abs(selected.mean()) < 1e-6
-    variance = values_BT[mask_BT].var(correction=0).item()
-    assert selected.var(correction=0).item() == pytest.approx(variance / (variance + 1e-8), rel=1e-6)
-    assert (whiten(torch.full_like(values_BT, shift), mask_BT, shift_mean=True).abs() < 1e-6).all()
-
-
 # --- errors ---------------------------------------------------------------------------------------------
 
 
@@ -309,8 +281,6 @@ def test_errors_say_what_to_do() -> None:
             ValueError, match=f"buffer_tokens is {buffer_tokens}; set it from 1 to the limit, 20"
         ):
             overlong_penalty(torch.ones(1), max_tokens=20, buffer_tokens=buffer_tokens)
-    with pytest.raises(ValueError, match="selects no token"):
-        whiten(ones, bools([0, 0, 0]), shift_mean=True)
     for advantages in (leave_one_out_advantages, lambda s, g: group_advantages(s, g, scale_by_std=True)):
         with pytest.raises(ValueError, match=r"groups \[5\] have one sample.*group_size"):
             advantages(torch.ones(3), torch.tensor([4, 4, 5]))
