@@ -16,7 +16,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.alarm_gold import GOLD, GoldModel, train_gold
+from benchmarks.alarm_gold import GOLD, GoldModel, load_gold, train_gold
 from benchmarks.alarm_table import ALARM_HEADER, GOLD_HEADER, WatchedRun, alarm_row, gold_row
 from benchmarks.measuring import print_table
 from core.errors import UserError
@@ -54,7 +54,7 @@ def main() -> None:
             _train(name, int(seed), options.steps, folder)
     watched = {run: watched_run(folder) for run, folder in folders.items()}
     if options.gold:
-        model = GoldModel(train_gold())
+        model = load_gold(train_gold())
         watched = {run: with_gold(watched[run], folder, model) for run, folder in folders.items()}
     rows = {name: alarm_row(run) for name, run in watched.items()}
     print_table("the first alarm, and the score that was trained on", ALARM_HEADER, rows)

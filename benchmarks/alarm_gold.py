@@ -11,10 +11,10 @@ It is nobody's reward, so it need not run beside the training: it scores the sam
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,6 +32,8 @@ from orchestration.recipe.files import find_recipe
 from orchestration.recipe.loading import load_recipe
 
 GOLD = "ratings_and_nonsense"
+RECIPE = "movie-reviews-rloo"
+"""Of the runs that are looked at, as far as the model goes."""
 SPOILED = -5.0
 """Below the worst rating that people could give, -4."""
 NUM_GROUPS = 1500
@@ -42,7 +44,7 @@ BATCH = 32
 
 def train_gold() -> Path:
     """The folder of the model; from the cache if it is there. Prints its held-out figures."""
-    recipe = load_recipe(find_recipe("movie-reviews-rloo"))
+    recipe = load_recipe(find_recipe(RECIPE))
     file = cache_folder() / "alarm-gold.jsonl"
     rows = (json.dumps(row) for row in groups(seed=0))
     file.write_text("\n".join(rows), encoding="utf-8")
@@ -91,14 +93,18 @@ def spoil(words: Sequence[str], vocabulary: Sequence[str], chance: random.Random
             return [*kept, *(run[place % size] for place in range(len(words) - len(kept)))]
 
 
+class Scorer(Protocol):
+    """What is needed of a reward model."""
+
+    def score(self, completions: Sequence[Completion]) -> list[float]: ...
+
+
 class GoldModel:
     """Scores what a run has written down."""
 
-    def __init__(self, folder: Path) -> None:
-        recipe = load_recipe(find_recipe("movie-reviews-rloo"))
-        model_path = resolve_model(recipe.model.path, recipe.model.revision)
-        self._model = RewardModel(folder, model_path, recipe.model, device="cpu")
-        self._tokenizer = load_tokenizer(model_path)
+    def __init__(self, model: Scorer, tokenizer: Callable[[list[str]], Any]) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
 
     def of_step(self, file: Path, samples: Sequence[Sample]) -> list[Sample]:
         """The step's samples, with this gold among their rewards."""
@@ -134,3 +140,11 @@ class GoldModel:
             text=row["completion"],
             truncated=False,
         )
+
+
+def load_gold(folder: Path) -> GoldModel:
+    """The model that `train_gold` left there."""
+    recipe = load_recipe(find_recipe(RECIPE))
+    model_path = resolve_model(recipe.model.path, recipe.model.revision)
+    model = RewardModel(folder, model_path, recipe.model, device="cpu")
+    return GoldModel(model, load_tokenizer(model_path))
