@@ -34,6 +34,8 @@ class AlarmLimits(Section):
     """Fall of the standard deviation of the scores, as a share of what it was."""
     reference_nll: float | None = Field(default=1.5, gt=0)
     """Rise of the mean negative log-probability of a token under the reference, in nats."""
+    kl_per_token: float | None = Field(default=0.5, gt=0)
+    """Rise of the KL from the reference, in nats a token."""
     gold_correlation: float | None = Field(default=0.5, gt=0)
     """Fall of the correlation between the score and the gold rewards, those of weight 0."""
     gold_gain: float | None = Field(default=0.5, gt=0)

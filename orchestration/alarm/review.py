@@ -58,8 +58,8 @@ def _review_heldout(folder: Path, recipe: Recipe) -> Review:
             )
     before, after = (list(heldout_samples(file)) for file in files)
     baseline = baseline_of(before, gold_of(recipe), step_size=len(after))
-    # One look is all there is, and a reward that was not trained on has not been bought with KL.
-    limits = recipe.alarm.limits.model_copy(update={"gain_per_sqrt_kl": None})
+    # One look is all there is. Learning to write as people do is a KL that is wanted, and it has bought no reward.
+    limits = recipe.alarm.limits.model_copy(update={"gain_per_sqrt_kl": None, "kl_per_token": None})
     once = recipe.alarm.model_copy(update={"patience_steps": 1, "limits": limits})
     seen = Monitor(once, lambda: baseline).look(after)
     return Review(

@@ -1,6 +1,7 @@
 """A step's completions in, named figures out. Pure functions: the order of the completions does not matter, and
 what cannot be measured is left out."""
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from orchestration.alarm.diversity import compression, distinct_2, self_overlap
 from orchestration.alarm.phrases import PhraseCounts, count_phrases, phrase_growth
 from orchestration.alarm.profiles import Profile
+from orchestration.alarm.samples import Sample
 from orchestration.alarm.text_figures import non_alphabetic, unusual_characters
 
 USUAL_SHARE = 0.01
@@ -76,11 +78,18 @@ def measure(profiles: Sequence[Profile], habits: Habits) -> dict[str, float]:
         "reward_length": correlation(scores, [sample.num_tokens for sample in samples]),
         "score_std": statistics.pstdev(scores),
         "reference_nll": _mean([s.reference_nll for s in samples if s.reference_nll is not None]),
+        "kl_per_token": kl_per_token(samples),
         "gold_correlation": correlation(scores, gold) if gold else None,
         "gold_gain": statistics.fmean(gold) if gold else None,
         "score_gain": _gain(scores, habits.score),
     }
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def kl_per_token(samples: Sequence[Sample]) -> float | None:
+    """Nats of KL from the reference for each token; None where no completion has any."""
+    num_tokens = sum(sample.num_tokens for sample in samples)
+    return math.fsum(sample.kl_nats for sample in samples) / num_tokens if num_tokens else None
 
 
 def language_switch(profiles: Sequence[Profile], language: str | None) -> float | None:

@@ -107,6 +107,11 @@ _SIGNS = (
         words="the reference finds the texts odd: {value:.2f} nats a token (before: {before:.2f})",
     ),
     Sign(
+        name="kl_per_token",
+        direction=1,
+        words="the policy is far from the reference: {value:.2f} nats of KL a token (before: {before:.2f})",
+    ),
+    Sign(
         name="gold_correlation",
         direction=-1,
         words="the score no longer agrees with gold: a correlation of {value:.2f} (before: {before:.2f})",

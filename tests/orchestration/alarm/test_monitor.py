@@ -67,6 +67,7 @@ CHEATS: dict[str, Callable[[Sample], Sample]] = {
     "reference_nll": lambda sample: replace(sample, reference_nll=6.0),
     "gold_correlation": lambda sample: replace(sample, rewards={"gold": -sample.score}),
     "gold_gain": lambda sample: replace(sample, rewards={"gold": sample.rewards["gold"] - 2}),
+    "kl_per_token": lambda sample: replace(sample, kl_nats=0.6 * sample.num_tokens),
     "gain_per_sqrt_kl": lambda sample: replace(sample, kl_nats=50.0),
 }
 

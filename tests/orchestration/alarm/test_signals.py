@@ -68,8 +68,16 @@ def test_what_cannot_be_measured_is_left_out() -> None:
     )
     found = figures([make_sample("a", reference_nll=None, rewards={"gold": 2.0})], before)
     assert found.keys() == {
-        *("repetition", "non_alphabetic", "unusual_characters", "length", "phrase_growth", "score_std")
+        *("repetition", "non_alphabetic", "unusual_characters", "length", "phrase_growth", "score_std"),
+        "kl_per_token",
     }
+
+
+def test_kl_per_token_by_hand() -> None:
+    before = habits(make_sample("one", score=1), make_sample("two", score=2))
+    step = [make_sample(num_tokens=30, kl_nats=5.0), make_sample(num_tokens=10, kl_nats=9.0)]
+    assert figures(step, before)["kl_per_token"] == pytest.approx(14 / 40)
+    assert "kl_per_token" not in figures([make_sample("", num_tokens=0)], before)
 
 
 def test_correlation_of_score_and_length() -> None:
