@@ -158,7 +158,9 @@ class RolloutConfig(Section):
     max_new_tokens: int = Field(default=24, ge=1)
     """Longest completion, in tokens."""
     temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature. The learner divides its logits by it, too. 0 is greedy, for learning from datasets."""
+    """Sampling temperature. The learner divides its logits by it, too, but where likelihood alone is learned (SFT,
+    rejection sampling): below 1 the latter makes the policy surer of what it says with every step. 0 is greedy, for
+    learning from datasets."""
     top_k: int | None = Field(default=None, ge=1)
     """Sample among the so many likeliest tokens, or among all."""
     top_p: float = Field(default=1.0, gt=0, le=1)

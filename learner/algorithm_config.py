@@ -43,7 +43,8 @@ class ClippedConfig(UpdatesConfig, PolicyGradientConfig):
     importance_cap: float = Field(default=2.0, ge=1)
     """Largest such weight."""
     max_approx_kl: float | None = Field(default=None, gt=0)
-    """Leave out the rest of a step's updates once the policy is so far, in nats a token, from what sampled."""
+    """Leave out the rest of a step's updates once the policy is so far, in nats a token, from what its ratios are
+    to: what sampled, or with `importance_sampling` the policy at the start of the step."""
 
     @property
     def clip_range(self) -> tuple[float, float]:

@@ -24,7 +24,7 @@ class Batch:
     sequences: list[tuple[Int32s, Bools]]
     """Token ids (prompt, then completion) and the mask of trained tokens, one pair a rollout."""
     group_ids_B: torch.Tensor
-    """[B] int64: which rollouts share a prompt."""
+    """[B] int64: which rollouts share a prompt; a group's id is its place in the step, the same on every rank."""
     scores_B: torch.Tensor
     """[B] float32: weighted reward, before the KL penalty."""
     mask_BT: torch.Tensor
@@ -96,8 +96,9 @@ class MicroBatch:
             self.batch.scatter(packed_N, self.members, into_BT)
 
 
-def make_batch(groups: Sequence[RolloutGroup]) -> Batch:
-    """One rank's groups as tensors. Raises ValueError for a completion without a token."""
+def make_batch(groups: Sequence[RolloutGroup], places: Sequence[int] | None = None) -> Batch:
+    """Groups as tensors; `places`: where each is in the step, if they are not all of it. Raises ValueError for a
+    completion without a token."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = [rollout.completion.num_completion_tokens for rollout in rollouts]
     if min(lengths) < 1:
@@ -105,7 +106,13 @@ def make_batch(groups: Sequence[RolloutGroup]) -> Batch:
     mask_BT = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     return Batch(
         sequences=[(rollout.completion.token_ids_T, rollout.completion.sampled_T) for rollout in rollouts],
-        group_ids_B=torch.tensor([index for index, group in enumerate(groups) for _ in group.rollouts]),
+        group_ids_B=torch.tensor(
+            [
+                place
+                for place, group in zip(places or range(len(groups)), groups, strict=True)
+                for _ in group.rollouts
+            ]
+        ),
         scores_B=torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float32),
         mask_BT=mask_BT,
         behavior_logprobs_BT=_padded([r.completion.behavior_logprobs_T for r in rollouts], rollouts, mask_BT),
@@ -124,32 +131,25 @@ def forward_all(
     return result_BT
 
 
-def share_of_rank(groups: Sequence[RolloutGroup], rank: int, world_size: int) -> list[RolloutGroup]:
-    """The groups that a rank trains on: whole groups, tokens spread as evenly as greedy choice does."""
+def deal_minibatches(num_groups: int, count: int, *, seed: tuple[int, ...]) -> list[list[int]]:
+    """Groups of a step, by place, dealt out to `count` mini-batches: the same however many ranks share them."""
+    order = np.random.default_rng(seed).permutation(num_groups)
+    return [part.tolist() for part in np.array_split(order, count)]
+
+
+def share_of_rank(
+    groups: Sequence[RolloutGroup], minibatches: Sequence[Sequence[int]], rank: int, world_size: int
+) -> list[int]:
+    """Places of the groups that a rank trains on: whole groups, and of every mini-batch the tokens spread as evenly
+    as greedy choice does."""
     loads = [0] * world_size
     shares: list[list[int]] = [[] for _ in range(world_size)]
-    for index in sorted(range(len(groups)), key=lambda i: -groups[i].num_tokens):
-        lightest = loads.index(min(loads))
-        shares[lightest].append(index)
-        loads[lightest] += groups[index].num_tokens
-    return [groups[index] for index in sorted(shares[rank])]
-
-
-def split_minibatches(
-    batch: Batch, members: Sequence[int], count: int, *, seed: tuple[int, ...]
-) -> list[list[int]]:
-    """`count` lists of these rollouts, groups kept whole, in an order that the seed decides."""
-    chosen_B = torch.zeros(len(batch), dtype=torch.bool)
-    chosen_B[list(members)] = True
-    num_groups = int(batch.group_ids_B.max()) + 1
-    order = np.random.default_rng(seed).permutation(num_groups)
-    return [
-        [
-            int(member)
-            for member in (torch.isin(batch.group_ids_B, torch.from_numpy(part)) & chosen_B).nonzero()[:, 0]
-        ]
-        for part in np.array_split(order, count)
-    ]
+    for minibatch in minibatches:
+        for place in sorted(minibatch, key=lambda place: (-groups[place].num_tokens, place)):
+            lightest = loads.index(min(loads))
+            shares[lightest].append(place)
+            loads[lightest] += groups[place].num_tokens
+    return sorted(shares[rank])
 
 
 def _padded(

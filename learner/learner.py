@@ -10,7 +10,7 @@ Dimension key: N trained tokens of a packed row.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -20,7 +20,7 @@ from core.decoding import Decoding
 from core.messages import Completion, Demonstration, Float32s, RolloutGroup
 from core.packing import PackedRow, pack_row, plan_rows
 from learner.algorithm_config import AlgorithmConfig, PolicyGradientConfig, SFTConfig
-from learner.batch import Batch, MicroBatch, make_batch, share_of_rank, split_minibatches
+from learner.batch import Batch, MicroBatch, deal_minibatches, make_batch, share_of_rank
 from learner.config import KLConfig, LearnerConfig, LiveLearnerConfig
 from learner.engine import ZeroEngine
 from learner.kl_controllers import make_kl_controller
@@ -83,10 +83,12 @@ class Learner:
 
         Raises `NonFiniteError` before a weight changes if a loss or gradient is not finite.
         """
-        batch = make_batch(share_of_rank(groups, self._rank, self._world_size))
+        epochs = self._deal(len(groups))
+        places = share_of_rank(groups, epochs[0], self._rank, self._world_size)
+        batch = make_batch([groups[place] for place in places], places)
         everyone = self._micro_batches(batch, range(len(batch)))
         targets = self._objective.targets(batch, everyone, step=self.policy_version)
-        updates = self._updates(batch, targets)
+        updates = self._updates(batch, targets, epochs)
         metrics = metrics_of_step(updates)
         metrics |= {
             **target_metrics(targets, batch.mask_BT),
@@ -139,37 +141,46 @@ class Learner:
             num_tokens += len(row.target_ids_N)
         return total / num_tokens
 
-    def _updates(self, batch: Batch, targets: Targets) -> list[dict[str, float]]:
-        """The metrics of each optimizer step: epochs of mini-batches, ended early by a policy gone too far."""
+    def _deal(self, num_groups: int) -> list[list[list[int]]]:
+        """The mini-batches of every epoch, as places in the step."""
+        count = self._algorithm.num_minibatches
+        return [
+            deal_minibatches(num_groups, count, seed=(self.seed, self.policy_version, epoch))
+            for epoch in range(self._algorithm.num_epochs)
+        ]
+
+    def _updates(
+        self, batch: Batch, targets: Targets, epochs: Sequence[Sequence[Sequence[int]]]
+    ) -> list[dict[str, float]]:
+        """The metrics of each optimizer step: epochs of mini-batches, ended early by a policy gone too far. A
+        mini-batch without anything to learn from, such as pairs that all score the same, is passed over."""
         members = self._objective.members(batch)
         updates: list[dict[str, float]] = []
-        for epoch in range(self._algorithm.num_epochs):
-            for part in split_minibatches(
-                batch,
-                members,
-                self._algorithm.num_minibatches,
-                seed=(self.seed, self.policy_version, epoch),
-            ):
-                updates.append(self._update(batch, targets, part))
-                if self._is_too_far(updates[-1]):
-                    return updates
+        for minibatch in (minibatch for epoch in epochs for minibatch in epoch):
+            part = [member for member in members if int(batch.group_ids_B[member]) in minibatch]
+            counts = self._counts(batch, part)
+            if not any(counts.values()):
+                continue
+            updates.append(self._update(batch, targets, part, counts))
+            if self._is_too_far(updates[-1]):
+                break
         return updates
 
-    def _update(self, batch: Batch, targets: Targets, members: Sequence[int]) -> dict[str, float]:
-        """One optimizer step on one minibatch, its gradient accumulated over packed rows."""
-        counts = {
+    def _counts(self, batch: Batch, members: Sequence[int]) -> dict[str, float]:
+        """Of all ranks together."""
+        return {
             name: float(all_reduce_sum(torch.tensor(count, dtype=torch.float64)))
             for name, count in self._objective.counts(batch, members).items()
         }
+
+    def _update(
+        self, batch: Batch, targets: Targets, members: Sequence[int], counts: Mapping[str, float]
+    ) -> dict[str, float]:
+        """One optimizer step on one minibatch, its gradient accumulated over packed rows."""
         pretraining = self._pretraining.accumulate(self.policy_version) if self._pretraining else {}
         micro_batches = self._micro_batches(batch, members)
         parts = [
-            self._objective.accumulate(
-                micro_batch,
-                targets,
-                {name: count or math.inf for name, count in counts.items()},  # nothing counts nothing
-                last=index == len(micro_batches) - 1,
-            )
+            self._objective.accumulate(micro_batch, targets, counts, last=index == len(micro_batches) - 1)
             for index, micro_batch in enumerate(micro_batches)
         ]
         metrics = {name: float(value) for name, value in combine_metrics(all_gather(parts)).items()}

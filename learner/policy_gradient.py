@@ -33,6 +33,7 @@ from learner.algorithm_config import (
 from learner.batch import Batch, MicroBatch, forward_all
 from learner.config import KLConfig
 from learner.engine import ZeroEngine
+from learner.kl import kl_estimate
 from learner.kl_controllers import KLController
 from learner.kl_penalty import KLPenalty
 from learner.losses import (
@@ -142,7 +143,7 @@ class PolicyGradient:
         ratio_N, old_N = policy_N, micro_batch.select(targets["ratio_logprobs"])
         if config.ratio == "sequence":
             ratio_N = sequence_ratio_logprobs(policy_N, old_N, mask_N, ids_N)
-        return ppo_policy_loss(
+        loss, metrics = ppo_policy_loss(
             ratio_N,
             old_N,
             advantages_N,
@@ -154,6 +155,12 @@ class PolicyGradient:
             normalizer=normalizer,
             sequence_ids=ids_N,
         )
+        if (
+            config.ratio == "sequence"
+        ):  # the loss has seen the means of whole sequences, in which tokens cancel
+            kl_N = kl_estimate(old_N, policy_N.detach(), estimator="k3")
+            metrics["approx_kl"] = self._mean(kl_N, micro_batch, normalizer)
+        return loss, metrics
 
     def update(self, scheduled: Callable[[float], float]) -> dict[str, float]:
         """One optimizer step of the policy, and of the value model."""

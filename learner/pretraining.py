@@ -38,7 +38,8 @@ class Pretraining:
         self._token_budget = token_budget
 
     def accumulate(self, step: int) -> dict[str, float]:
-        """Forward and backward of this step's texts; an optimizer step must follow. All ranks call."""
+        """Forward and backward of the step's texts, the same in each update; an optimizer step must follow.
+        All ranks call."""
         numbers = range(step * self._texts_per_step, (step + 1) * self._texts_per_step)
         chosen = [(text.token_ids_T, text.sampled_T) for text in map(self._texts.__getitem__, numbers)]
         own = chosen[self._rank :: self._world_size]

@@ -37,7 +37,7 @@ class SupervisedFineTuning:
         if self._config.top_k is None:
             return everyone
         if self._config.top_k_of == "step":
-            return best_of_step(batch.scores_B.tolist(), self._config.top_k)
+            return best_of_step(batch, self._config.top_k)
         return [m for group in batch.members_of_groups() for m in best_of(group, batch, self._config.top_k)]
 
     def counts(self, batch: Batch, members: Sequence[int]) -> dict[str, float]:
@@ -65,9 +65,10 @@ def best_of(group: Sequence[int], batch: Batch, top_k: int) -> list[int]:
     return sorted(ranked[:top_k])
 
 
-def best_of_step(scores: Sequence[float], top_k: int) -> list[int]:
-    """This rank's share of the `top_k` best scores of all ranks. All ranks must call."""
+def best_of_step(batch: Batch, top_k: int) -> list[int]:
+    """This rank's share of the `top_k` best scores of all ranks; of equal scores those of the step's first groups.
+    All ranks must call."""
     own = torch.distributed.get_rank()
-    gathered = all_gather([(own, member, score) for member, score in enumerate(scores)])
-    best = sorted(gathered, key=lambda entry: -entry[2])[:top_k]
-    return sorted(member for rank, member, _ in best if rank == own)
+    entries = zip(batch.scores_B.tolist(), batch.group_ids_B.tolist(), range(len(batch)), strict=True)
+    gathered = all_gather([(-score, place, member, own) for score, place, member in entries])
+    return sorted(member for _, _, member, rank in sorted(gathered)[:top_k] if rank == own)

@@ -16,7 +16,10 @@ PER_TOKEN = (
 
 def metrics_of_step(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means over the updates; of what ends in `_max`, the largest; of the log-prob gap, the first update's: later
-    ones move the policy away from the one that sampled, and only the first compares like with like."""
+    ones move the policy away from the one that sampled, and only the first compares like with like. Nothing of a
+    step without an update."""
+    if not updates:
+        return {}
     each = [per_token(update) for update in updates]
     values = {name: [update[name] for update in each] for name in each[0]}
     metrics = {name: max(of) if name.endswith("_max") else fmean(of) for name, of in values.items()}

@@ -68,7 +68,7 @@ class PretrainingConfig(Section):
     coef: float = Field(gt=0)
     """Weight of the texts' mean negative log-likelihood beside the policy's loss."""
     texts_per_step: int = Field(default=16, ge=1)
-    """Texts of each update."""
+    """Texts of each step; every update of the step learns from them."""
     datasets: list[DatasetConfig] = Field(min_length=1)
     """Where the texts come from; of a group with several, the best rated one is used."""
 

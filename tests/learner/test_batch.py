@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from core.messages import RolloutGroup
 from core.packing import pack_row
-from learner.batch import MicroBatch, make_batch, share_of_rank, split_minibatches
+from learner.batch import MicroBatch, deal_minibatches, make_batch, share_of_rank
 from tests.fakes import make_completion, make_group, make_prompt, make_rollout
 
 SIZES = st.lists(
@@ -89,14 +89,16 @@ def test_scatter_takes_the_type_of_its_target() -> None:
 
 
 @settings(deadline=None)
-@given(SIZES, st.integers(1, 4))
-def test_every_group_goes_whole_to_one_rank(sizes: list[list[int]], world_size: int) -> None:
+@given(SIZES, st.integers(1, 4), st.data())
+def test_every_group_goes_whole_to_one_rank(
+    sizes: list[list[int]], world_size: int, data: st.DataObject
+) -> None:
     groups = make_groups(sizes)
-    shares = [share_of_rank(groups, rank, world_size) for rank in range(world_size)]
-    assert sorted(int(group.group_id) for share in shares for group in share) == list(range(len(groups)))
-    for share in shares:
-        assert [int(g.group_id) for g in share] == sorted(int(g.group_id) for g in share)
-    loads = [sum(group.num_tokens for group in share) for share in shares]
+    minibatches = deal_minibatches(len(groups), data.draw(st.integers(1, len(groups))), seed=(0, 0))
+    shares = [share_of_rank(groups, minibatches, rank, world_size) for rank in range(world_size)]
+    assert sorted(place for share in shares for place in share) == list(range(len(groups)))
+    assert all(share == sorted(share) for share in shares)
+    loads = [sum(groups[place].num_tokens for place in share) for share in shares]
     # Greedy: a rank got its last group when it was the lightest.
     assert max(loads) - min(loads) <= max(group.num_tokens for group in groups)
     if len(groups) >= world_size:
@@ -104,37 +106,40 @@ def test_every_group_goes_whole_to_one_rank(sizes: list[list[int]], world_size: 
 
 
 def test_shares_worked_out_by_hand() -> None:
-    """Groups of 10, 4, 4 and 3 tokens for two ranks: the long one alone, the others together."""
-    groups = make_groups([[3], [9], [2], [3]])
+    """Groups of 4, 10, 3 and 4 tokens for two ranks: the long one alone, the others together. In two mini-batches,
+    of 4 and 10 and of 3 and 4, each rank gets one of the first, and the rank with 4 both of the second."""
     groups = [
-        make_group(g.group_id, [make_rollout(make_completion(*range(n), prompt=make_prompt(1)))])
-        for g, n in zip(groups, (3, 9, 2, 3), strict=True)
+        make_group(str(place), [make_rollout(make_completion(*range(tokens), prompt=make_prompt(1)))])
+        for place, tokens in enumerate((3, 9, 2, 3))
     ]
     assert [group.num_tokens for group in groups] == [4, 10, 3, 4]
-    names = [[group.group_id for group in share_of_rank(groups, rank, 2)] for rank in (0, 1)]
-    assert names == [["1"], ["0", "2", "3"]]
+    assert [share_of_rank(groups, [[3, 1, 0, 2]], rank, 2) for rank in (0, 1)] == [[1], [0, 2, 3]]
+    assert [share_of_rank(groups, [[0, 1], [2, 3]], rank, 2) for rank in (0, 1)] == [[1], [0, 2, 3]]
+    assert [share_of_rank(groups, [[0, 3], [1, 2]], rank, 2) for rank in (0, 1)] == [[0, 1], [2, 3]]
 
 
 @settings(deadline=None)
-@given(SIZES, st.data(), st.integers(0, 2**32))
-def test_minibatches_hold_every_rollout_once_and_groups_whole(
-    sizes: list[list[int]], data: st.DataObject, seed: int
+@given(st.integers(1, 12), st.data(), st.integers(0, 2**32))
+def test_minibatches_hold_every_group_once_and_are_alike(
+    num_groups: int, data: st.DataObject, seed: int
 ) -> None:
-    batch = make_batch(make_groups(sizes))
-    count = data.draw(st.integers(1, len(sizes)))
-    parts = split_minibatches(batch, range(len(batch)), count, seed=(seed, 1))
+    count = data.draw(st.integers(1, num_groups))
+    parts = deal_minibatches(num_groups, count, seed=(seed, 1))
     assert len(parts) == count
-    assert sorted(member for part in parts for member in part) == list(range(len(batch)))
-    groups_of_parts = [{int(batch.group_ids_B[member]) for member in part} for part in parts]
-    assert sum(map(len, groups_of_parts)) == len(sizes)  # none in two parts
-    assert max(map(len, groups_of_parts)) - min(map(len, groups_of_parts)) <= 1
-    assert split_minibatches(batch, range(len(batch)), count, seed=(seed, 1)) == parts
+    assert sorted(place for part in parts for place in part) == list(range(num_groups))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert deal_minibatches(num_groups, count, seed=(seed, 1)) == parts
 
 
 def test_every_epoch_has_an_order_of_its_own() -> None:
-    batch = make_batch(make_groups([[1]] * 20))
-    orders = {str(split_minibatches(batch, range(len(batch)), 4, seed=(0, 0, epoch))) for epoch in range(5)}
+    orders = {str(deal_minibatches(20, 4, seed=(0, 0, epoch))) for epoch in range(5)}
     assert len(orders) == 5
+
+
+def test_groups_are_named_by_their_place_in_the_step() -> None:
+    batch = make_batch(make_groups([[1, 3], [2]]), [4, 7])
+    assert batch.group_ids_B.tolist() == [4, 4, 7]
+    assert batch.members_of_groups() == [[0, 1], [2]]
 
 
 def test_padding_is_never_selected() -> None:

@@ -21,7 +21,7 @@ from learner.algorithm_config import DPOConfig, PreferenceAlgorithm, REBELConfig
 from learner.batch import Batch, make_batch
 from learner.losses import combine_metrics
 from learner.preference import DirectAlignment, _pair_of, _pairs
-from learner.supervised import SupervisedFineTuning, best_of
+from learner.supervised import SupervisedFineTuning, best_of, best_of_step
 from tests.fakes import make_completion, make_group, make_prompt, make_rollout
 from tests.learner.by_hand import TableEngine, micro_batch_of
 
@@ -30,7 +30,11 @@ REFERENCE_V = (-2.0, -1.0, -2.0, -2.0, -2.0, -7.0)
 BEHAVIOR_V = (-1.5, -1.0, -2.0, -3.0, -1.0, -8.0)
 
 
-def batch_of(*groups: list[tuple[float, list[int]]], prompt_lengths: tuple[int, ...] = ()) -> Batch:
+def batch_of(
+    *groups: list[tuple[float, list[int]]],
+    prompt_lengths: tuple[int, ...] = (),
+    places: tuple[int, ...] | None = None,
+) -> Batch:
     """Groups of (score, token ids of the completion); log-probs by token id."""
     made = []
     for number, members in enumerate(groups):
@@ -44,11 +48,11 @@ def batch_of(*groups: list[tuple[float, list[int]]], prompt_lengths: tuple[int, 
             for score, ids in members
         ]
         made.append(make_group(str(number), rollouts))
-    return make_batch(made)
+    return make_batch(made, places)
 
 
-def scored(*groups: list[float]) -> Batch:
-    return batch_of(*([(score, [0]) for score in scores] for scores in groups))
+def scored(*groups: list[float], places: tuple[int, ...] | None = None) -> Batch:
+    return batch_of(*([(score, [0]) for score in scores] for scores in groups), places=places)
 
 
 def sft(policy: Any = None, **options: Any) -> SupervisedFineTuning:
@@ -80,6 +84,35 @@ def test_members_are_all_the_best_of_each_prompt_or_the_best_of_the_step() -> No
     assert sft(top_k=2, top_k_of="step").members(batch) == [5, 6]
     assert sft(top_k=4, top_k_of="step").members(batch) == [1, 5, 6, 7]
     assert sft(top_k=20, top_k_of="step").members(batch) == list(range(8))
+
+
+def test_of_equal_scores_the_first_groups_of_the_step_are_best_whoever_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four groups of two, all scored 1 and 0: the best three are those of groups 0, 1 and 2."""
+    shares: list[list[tuple[int, ...]]] = [
+        *([(0, 1, 2, 3)], [(0, 2), (1, 3)]),
+        *([(1, 2), (0, 3)], [(3,), (0, 1), (2,)]),
+    ]
+    for ranks in shares:
+        chosen = []
+        for rank, places in enumerate(ranks):
+            others = [_entries(number, other) for number, other in enumerate(ranks) if number != rank]
+            monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+            monkeypatch.setattr(
+                "learner.supervised.all_gather",
+                lambda own, others=others: [*(entry for entries in others for entry in entries), *own],
+            )
+            batch = scored(*([0.0, 1.0] for _ in places), places=places)
+            chosen += [(int(batch.group_ids_B[m]), m % 2) for m in best_of_step(batch, 3)]
+        assert sorted(chosen) == [(0, 1), (1, 1), (2, 1)]
+
+
+def _entries(rank: int, places: tuple[int, ...]) -> list[tuple[float, int, int, int]]:
+    """What another rank tells of groups that score 0 and 1."""
+    return [
+        (-score, place, 2 * i + int(score), rank) for i, place in enumerate(places) for score in (0.0, 1.0)
+    ]
 
 
 def test_likelihood_by_hand() -> None:

@@ -127,6 +127,7 @@ def test_a_ratio_of_the_sequence_is_cut_as_a_whole() -> None:
     assert policy.gradient() == pytest.approx([value / 7 for value in (-2, -2, 2, 4, 0, 0, 0)])
     assert metrics["clip_fraction_high"].item() == pytest.approx(3 / 7)
     assert metrics["logprob_gap_max"].item() == pytest.approx(math.log(8))  # of the token, as sampled
+    assert metrics["approx_kl"].item() == pytest.approx((8 - 1 - math.log(8)) / 7)  # of the tokens, too
 
 
 def test_a_ratio_of_the_sequence_has_narrow_bounds_of_its_own() -> None:
