@@ -91,8 +91,10 @@ def test_of_equal_scores_the_first_groups_of_the_step_are_best_whoever_has_them(
 ) -> None:
     """Four groups of two, all scored 1 and 0: the best three are those of groups 0, 1 and 2."""
     shares: list[list[tuple[int, ...]]] = [
-        *([(0, 1, 2, 3)], [(0, 2), (1, 3)]),
-        *([(1, 2), (0, 3)], [(3,), (0, 1), (2,)]),
+        [(0, 1, 2, 3)],
+        [(0, 2), (1, 3)],
+        [(1, 2), (0, 3)],
+        [(3,), (0, 1), (2,)],
     ]
     for ranks in shares:
         chosen = []
