@@ -36,7 +36,9 @@ RECIPE = "movie-reviews-rloo"
 """Of the runs that are looked at, as far as the model goes."""
 SPOILED = -5.0
 """Below the worst rating that people could give, -4."""
-NUM_GROUPS = 1500
+GROUPS_OF_PART = 19
+PART = 20
+"""Snippets that share groups with each other and with no others, so that whole parts can be held out: 1,500 groups."""
 FEWEST_WORDS, MOST_WORDS = 8, 22
 """Texts are cut after a random word between these: completions of 24 tokens behind 4 words are as long."""
 BATCH = 32
@@ -64,8 +66,10 @@ def groups(*, seed: int) -> Iterator[dict[str, list[str] | list[float]]]:
     snippets = split_ratings(rows, seed=0, fractions=SPLIT_FRACTIONS)["heldout"]
     snippets = [row for row in snippets if len(row.text.split()) > FEWEST_WORDS]
     vocabulary = [word for row in snippets for word in row.text.split()]
-    for _ in range(NUM_GROUPS):
-        chosen = chance.sample(snippets, 4)
+    chance.shuffle(snippets)
+    parts = [snippets[start : start + PART] for start in range(0, len(snippets) - PART + 1, PART)]
+    for part in [part for part in parts for _ in range(GROUPS_OF_PART)]:
+        chosen = chance.sample(part, 4)
         texts = [row.text.split()[: chance.randint(FEWEST_WORDS, MOST_WORDS)] for row in chosen]
         spoilt = [spoil(words, vocabulary, chance) for words in texts[2:]]
         yield {
