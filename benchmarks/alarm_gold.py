@@ -36,9 +36,8 @@ RECIPE = "movie-reviews-rloo"
 """Of the runs that are looked at, as far as the model goes."""
 SPOILED = -5.0
 """Below the worst rating that people could give, -4."""
-GROUPS_OF_PART = 19
-PART = 20
-"""Snippets that share groups with each other and with no others, so that whole parts can be held out: 1,500 groups."""
+PART, GROUPS_OF_PART = 20, 19
+"""So many snippets share so many groups, and none with others: what is held out are parts."""
 FEWEST_WORDS, MOST_WORDS = 8, 22
 """Texts are cut after a random word between these: completions of 24 tokens behind 4 words are as long."""
 BATCH = 32
@@ -68,14 +67,17 @@ def groups(*, seed: int) -> Iterator[dict[str, list[str] | list[float]]]:
     vocabulary = [word for row in snippets for word in row.text.split()]
     chance.shuffle(snippets)
     parts = [snippets[start : start + PART] for start in range(0, len(snippets) - PART + 1, PART)]
-    for part in [part for part in parts for _ in range(GROUPS_OF_PART)]:
-        chosen = chance.sample(part, 4)
-        texts = [row.text.split()[: chance.randint(FEWEST_WORDS, MOST_WORDS)] for row in chosen]
-        spoilt = [spoil(words, vocabulary, chance) for words in texts[2:]]
-        yield {
-            "completions": [" ".join(words) for words in (*texts[:2], *spoilt)],
-            "ratings": [chosen[0].rating, chosen[1].rating, SPOILED, SPOILED],
-        }
+    for part in parts:
+        texts = [row.text.split()[: chance.randint(FEWEST_WORDS, MOST_WORDS)] for row in part]
+        for _ in range(GROUPS_OF_PART):
+            chosen = chance.sample(range(PART), 4)
+            spoilt = [spoil(texts[number], vocabulary, chance) for number in chosen[2:]]
+            yield {
+                "completions": [
+                    " ".join(words) for words in (*(texts[number] for number in chosen[:2]), *spoilt)
+                ],
+                "ratings": [*(part[number].rating for number in chosen[:2]), SPOILED, SPOILED],
+            }
 
 
 def spoil(words: Sequence[str], vocabulary: Sequence[str], chance: random.Random) -> list[str]:
