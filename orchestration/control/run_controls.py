@@ -96,7 +96,7 @@ class RunControls:
         if self._autoscaler is None:
             return
         record = self._log.records[-1]
-        size = self._autoscaler.after_step(record["rollout_s"], record["step_s"])
+        size = self._autoscaler.after_step(record["wait_batch_s"], record["step_s"])
         if size is not None:
             self._scale("rollout", size, self._autoscaler.reason)
 

@@ -56,9 +56,8 @@ def timing_figures(groups: Sequence[RolloutGroup], timing: Mapping[str, float]) 
     sampled_tokens = sum(r.completion.num_completion_tokens for group in groups for r in group.rollouts)
     # What the loop waited for rollouts is hardly anything where they run beside the learning.
     idle_s = timing.get("wait_policy_s", step_s - timing["rollout_s"])
-    sampling_s = max(timing["rollout_s"], step_s - idle_s)
+    sampling_s = max(timing["wait_batch_s"], step_s - idle_s)
     return durations | {
-        "wait_batch_s": timing["rollout_s"],
         "step_s": step_s,
         "tokens_per_second_rollout": sampled_tokens / sampling_s,
         "tokens_per_second_learner": tokens / timing["learn_s"],

@@ -147,18 +147,8 @@ class Trainer:
                     await before_step(version + 1)
                 timing = {"started": started}
                 self._observer.phase("rollout")
-                taken = await queue.take_step(
-                    version + 1,
-                    again=self._ledger.begun_before(version + 1),
-                    deadline_s=self._deadlines.rollout_s,
-                )
-                flow: dict[str, float] = {
-                    "queue_depth": queue.num_running,
-                    "groups_overtaken": queue.num_overtaken,
-                }
-                self._ledger.begin_step(version + 1, taken)
-                groups = list(taken.values())
-                timing["rollout_s"] = _lap(timing)
+                groups, flow = await self._take_step(queue, version + 1)
+                timing["rollout_s"] = _lap(timing)  # evaluations and checkpoints since the last step included
                 self._observer.phase("learn")
                 learning = await self._learner.train_step(groups)
                 timing["learn_s"] = _lap(timing)
@@ -179,6 +169,20 @@ class Trainer:
             await asyncio.gather(producer, return_exceptions=True)
             await queue.close()
         return version
+
+    async def _take_step(self, queue: RolloutQueue, step: int) -> tuple[list[RolloutGroup], dict[str, float]]:
+        """The groups of the step, in the ledger; how long they were waited for, and how the queue is."""
+        since = time.perf_counter()
+        taken = await queue.take_step(
+            step, again=self._ledger.begun_before(step), deadline_s=self._deadlines.rollout_s
+        )
+        flow: dict[str, float] = {
+            "wait_batch_s": time.perf_counter() - since,
+            "queue_depth": queue.num_running,
+            "groups_overtaken": queue.num_overtaken,
+        }
+        self._ledger.begin_step(step, taken)
+        return list(taken.values()), flow
 
     async def push_weights(self) -> dict[str, float]:
         """Bring every rollout worker to the learner's version, verified; how long each part took."""

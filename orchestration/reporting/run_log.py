@@ -216,8 +216,9 @@ class RunLog:
                 hub.observe("leash_rollout_lag", record["step"] - 1 - rollout.completion.policy_version)
         if self.ledger is not None:
             hub.follow("leash_groups_refused_total", self.ledger.num_refused)
-        for phase in ("rollout", "learn", "push"):
-            hub.observe("leash_phase_seconds", record[f"{phase}_s"], phase=phase)
+        waits = {"rollout": "wait_batch_s", "learn": "learn_s", "push": "push_s"}
+        for phase, key in waits.items():
+            hub.observe("leash_phase_seconds", record[key], phase=phase)
 
     def _length_ratio(self, groups: Sequence[RolloutGroup], timing: dict[str, float]) -> dict[str, float]:
         """Whether long or short completions are trained on less often than they are sampled."""

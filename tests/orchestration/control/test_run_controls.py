@@ -23,7 +23,7 @@ from orchestration.reporting.run_log import RunLog
 from orchestration.run_folder import RunFolder
 from tests.fakes import FakeWorker, run_virtually
 
-TIMES = {"rollout_s": 8.0, "step_s": 10.0}
+TIMES = {"wait_batch_s": 8.0, "step_s": 10.0}
 
 
 class FakeTrainer:

@@ -95,13 +95,16 @@ def test_kl_by_estimator() -> None:
 
 
 def test_where_the_time_went() -> None:
-    timing = {"started": 99.0, "rollout_s": 5.0, "learn_s": 2.0, "push_s": 3.0, "wait_reward_s": 0.5}
+    timing = {
+        **{"started": 99.0, "rollout_s": 5.0, "wait_batch_s": 4.0, "learn_s": 2.0, "push_s": 3.0},
+        **{"wait_reward_s": 0.5},
+    }
     assert timing_figures(GROUPS, timing) == {
         "rollout_s": 5.0,
         "learn_s": 2.0,
         "push_s": 3.0,
         "wait_reward_s": 0.5,
-        "wait_batch_s": 5.0,
+        "wait_batch_s": 4.0,
         "step_s": 10.0,
         "tokens_per_second_rollout": 1.0,
         "tokens_per_second_learner": 6.5,
@@ -111,7 +114,21 @@ def test_where_the_time_went() -> None:
 
 def test_rollouts_that_run_beside_the_learning_are_timed_by_when_they_ran() -> None:
     """The loop hardly waited for them. They ran for 8 of 10 seconds, and for 2 had to wait for new weights."""
-    timing = {"started": 99.0, "rollout_s": 0.001, "learn_s": 8.999, "push_s": 1.0, "wait_policy_s": 2.0}
+    timing = {
+        "started": 99.0,
+        "rollout_s": 0.001,
+        "wait_batch_s": 0.0,
+        "learn_s": 8.999,
+        "push_s": 1.0,
+        "wait_policy_s": 2.0,
+    }
     assert timing_figures(GROUPS, timing)["tokens_per_second_rollout"] == pytest.approx(5 / 8)
-    alone = {"started": 99.0, "rollout_s": 4.0, "learn_s": 5.0, "push_s": 1.0, "wait_policy_s": 6.0}
+    alone = {
+        "started": 99.0,
+        "rollout_s": 4.0,
+        "wait_batch_s": 4.0,
+        "learn_s": 5.0,
+        "push_s": 1.0,
+        "wait_policy_s": 6.0,
+    }
     assert timing_figures(GROUPS, alone)["tokens_per_second_rollout"] == pytest.approx(5 / 4)

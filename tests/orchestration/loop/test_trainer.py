@@ -426,9 +426,30 @@ def test_a_step_is_in_the_ledger_before_the_learner_sees_its_groups() -> None:
     ]
 
 
-def test_a_paused_loop_stands_still_after_its_step_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seconds that a step took are those of the loop's clock."""
     virtual = SimpleNamespace(perf_counter=lambda: asyncio.get_running_loop().time())
-    monkeypatch.setattr("orchestration.loop.trainer.time", virtual)
+    for file in ("trainer", "rollout_queue"):
+        monkeypatch.setattr(f"orchestration.loop.{file}.time", virtual)
+
+
+@pytest.mark.usefixtures("virtual_time")
+def test_an_evaluation_is_no_wait_for_rollouts() -> None:
+    """The next step's groups are ready by then."""
+    loop = Loop(max_lag=1, delay_s=lambda request: 1.0)
+
+    async def evaluate(version: int) -> None:
+        await asyncio.sleep(100.0)
+
+    loop.train(4, evaluate)
+    timings = loop.observer.timings
+    assert [timing["wait_batch_s"] for timing in timings] == pytest.approx([1.0, 0.0, 0.0, 0.0])
+    assert [timing["rollout_s"] for timing in timings] == pytest.approx([1.0, 100.0, 100.0, 100.0])
+
+
+@pytest.mark.usefixtures("virtual_time")
+def test_a_paused_loop_stands_still_after_its_step_and_goes_on() -> None:
     loop = Loop(delay_s=lambda request: 1.0)
 
     async def pause(version: int) -> None:

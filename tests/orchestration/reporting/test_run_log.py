@@ -23,7 +23,10 @@ from orchestration.trackers.sink import TrackerSink
 from tests.orchestration.loop.test_step_record import GROUPS
 from tests.orchestration.reporting.test_metrics_hub import scrape
 
-TIMING = {"started": 0.0, "rollout_s": 4.0, "learn_s": 2.0, "push_s": 1.0, "sampled_length": 2.5}
+TIMING = {
+    **{"started": 0.0, "rollout_s": 4.0, "wait_batch_s": 3.0, "learn_s": 2.0, "push_s": 1.0},
+    **{"sampled_length": 2.5},
+}
 
 
 class FakeView:
@@ -97,6 +100,7 @@ def test_a_step_is_recorded_published_and_kept_with_its_samples(
     served = scrape(hub)
     assert served["leash_kl_coef", ()] == 0.1
     assert served["leash_rollouts_total", ()] == 4
+    assert served["leash_phase_seconds_sum", (("phase", "rollout"),)] == 3.0, "the wait alone"
     assert served["leash_rollout_lag_sum", ()] == 1  # of version 2 one, of version 3 three
 
 
