@@ -90,8 +90,11 @@ class RolloutPool:
         self._num_sampled = self._sampled_tokens = 0
         self._waits: dict[str, list[float]] = {"reward": [], "reference": []}
 
-    async def roll_out(self, prompt: Prompt, *, group_id: str, seeds: Sequence[int]) -> RolloutGroup:
-        """One completion for each seed, scored. Raises what a worker raised; nothing is scored as zero."""
+    async def roll_out(
+        self, prompt: Prompt, *, group_id: str, seeds: Sequence[int], counts: bool = True
+    ) -> RolloutGroup:
+        """One completion for each seed, scored. Raises what a worker raised; nothing is scored as zero. `counts`:
+        among what was sampled to be trained on."""
         requests = [
             SampleRequest(request_id=f"{group_id}-{index}", prompt=prompt, seed=seed)
             for index, seed in enumerate(seeds)
@@ -103,8 +106,8 @@ class RolloutPool:
             aclosing(self._sample(requests)) as completions,
         ):
             async for completion in completions:
-                self._num_sampled += 1
-                self._sampled_tokens += completion.num_completion_tokens
+                self._num_sampled += counts
+                self._sampled_tokens += counts * completion.num_completion_tokens
                 scoring[completion.request_id] = tasks.create_task(self._scored(completion))
         return RolloutGroup(
             group_id=group_id, rollouts=tuple(scoring[request.request_id].result() for request in requests)
