@@ -87,7 +87,7 @@ class RolloutPool:
         self._manifest: WeightManifest | None = None
         """Where the present weights lie; None while they cannot be read."""
         self._policy_version: int | None = None
-        self._num_sampled = self._sampled_tokens = 0
+        self._num_sampled = self._sampled_tokens = self._newly_sampled_tokens = 0
         self._waits: dict[str, list[float]] = {"reward": [], "reference": []}
 
     async def roll_out(
@@ -108,6 +108,7 @@ class RolloutPool:
             async for completion in completions:
                 self._num_sampled += counts
                 self._sampled_tokens += counts * completion.num_completion_tokens
+                self._newly_sampled_tokens += counts * completion.num_completion_tokens
                 scoring[completion.request_id] = tasks.create_task(self._scored(completion))
         return RolloutGroup(
             group_id=group_id, rollouts=tuple(scoring[request.request_id].result() for request in requests)
@@ -141,13 +142,15 @@ class RolloutPool:
         return sum(self._rewards[name].weight * value for name, value in rewards.items())
 
     def take_figures(self) -> dict[str, float]:
-        """Mean seconds that a completion waited for its scores, since the last call; and the mean length of
-        everything that was sampled, since the start."""
+        """Mean seconds that a completion waited for its scores and tokens that were sampled, since the last call;
+        and the mean length of everything that was sampled, since the start."""
         figures = {f"wait_{target}_s": fmean(waits) for target, waits in self._waits.items() if waits}
         for waits in self._waits.values():
             waits.clear()
         if self._num_sampled:
             figures["sampled_length"] = self._sampled_tokens / self._num_sampled
+            figures["newly_sampled_tokens"] = self._newly_sampled_tokens
+            self._newly_sampled_tokens = 0
         return figures
 
     async def _timed(self, target: str, work: Awaitable[T]) -> T:

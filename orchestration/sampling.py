@@ -191,7 +191,7 @@ def _record(
     write_samples(folder, [row for group in groups for row in rows_of(group)], step)
     figures = rollout_figures(groups, version=1)  # sampled by version 0, as for the first step
     record = {"step": step} | figures
-    record |= {"rollout_s": rollout_s, "step_s": rollout_s}
+    record |= dict.fromkeys(("rollout_s", "wait_batch_s", "sampling_s", "step_s"), rollout_s)
     record |= {"tokens_per_second_rollout": figures["sampled_tokens"] / rollout_s}
     append_line(folder / "metrics.jsonl", record)
     view.step(record)

@@ -11,6 +11,9 @@ import numpy as np
 
 from core.messages import Float32s, RolloutGroup
 
+SHORTEST_S = 1e-3
+"""Less sampling than this has no speed: everything was sampled before the step, or between two."""
+
 
 def rollout_figures(groups: Sequence[RolloutGroup], version: int) -> dict[str, Any]:
     """What was sampled, and what it earned; trained on, it made the policy's version this one."""
@@ -53,16 +56,24 @@ def timing_figures(groups: Sequence[RolloutGroup], timing: Mapping[str, float]) 
     durations = {name: value for name, value in timing.items() if name != "started"}
     step_s = timing["rollout_s"] + timing["learn_s"] + timing["push_s"]
     tokens = sum(group.num_tokens for group in groups)
-    sampled_tokens = sum(r.completion.num_completion_tokens for group in groups for r in group.rollouts)
-    # What the loop waited for rollouts is hardly anything where they run beside the learning.
-    idle_s = timing.get("wait_policy_s", step_s - timing["rollout_s"])
-    sampling_s = max(timing["wait_batch_s"], step_s - idle_s)
     return durations | {
         "step_s": step_s,
-        "tokens_per_second_rollout": sampled_tokens / sampling_s,
+        **_sampling(timing, step_s),
         "tokens_per_second_learner": tokens / timing["learn_s"],
         "tokens_per_second_run": tokens / step_s,
     }
+
+
+def _sampling(timing: Mapping[str, float], step_s: float) -> dict[str, float]:
+    """For how long of the step anything was being sampled, and how fast: what was sampled in that time, which the
+    step has not trained on where rollouts are ahead. Nothing of a source that does not sample."""
+    if "newly_sampled_tokens" not in timing:
+        return {}
+    sampling_s = max(0.0, step_s - timing["wait_policy_s"])
+    figures = {"sampling_s": sampling_s}
+    if sampling_s > SHORTEST_S:
+        figures["tokens_per_second_rollout"] = timing["newly_sampled_tokens"] / sampling_s
+    return figures
 
 
 def _spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:

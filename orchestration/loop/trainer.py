@@ -135,13 +135,13 @@ class Trainer:
         )
         producer = asyncio.create_task(self._start_rollouts(queue, stop))
         version = start
-        started = time.perf_counter()
+        started = self._begin_anew(queue)
         try:
             while version < self._stop and not self.is_stopping:
                 if self.is_paused:
                     self._observer.phase("pause")
                     await self._running.wait()
-                    started = time.perf_counter()
+                    started = self._begin_anew(queue)
                     continue
                 if before_step is not None:
                     await before_step(version + 1)
@@ -169,6 +169,13 @@ class Trainer:
             await asyncio.gather(producer, return_exceptions=True)
             await queue.close()
         return version
+
+    def _begin_anew(self, queue: RolloutQueue) -> float:
+        """Now, from which on the next step is timed. Standing still is nobody's wait, and what was sampled
+        meanwhile is not of the step's time."""
+        queue.take_idle_s()
+        self._pool.take_figures()
+        return time.perf_counter()
 
     async def _take_step(self, queue: RolloutQueue, step: int) -> tuple[list[RolloutGroup], dict[str, float]]:
         """The groups of the step, in the ledger; how long they were waited for, and how the queue is."""

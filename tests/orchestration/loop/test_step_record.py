@@ -97,38 +97,27 @@ def test_kl_by_estimator() -> None:
 def test_where_the_time_went() -> None:
     timing = {
         **{"started": 99.0, "rollout_s": 5.0, "wait_batch_s": 4.0, "learn_s": 2.0, "push_s": 3.0},
-        **{"wait_reward_s": 0.5},
+        **{"wait_reward_s": 0.5, "wait_policy_s": 6.0, "newly_sampled_tokens": 10},
     }
     assert timing_figures(GROUPS, timing) == {
-        "rollout_s": 5.0,
-        "learn_s": 2.0,
-        "push_s": 3.0,
-        "wait_reward_s": 0.5,
-        "wait_batch_s": 4.0,
+        **{name: value for name, value in timing.items() if name != "started"},
         "step_s": 10.0,
-        "tokens_per_second_rollout": 1.0,
+        "sampling_s": 4.0,
+        "tokens_per_second_rollout": 2.5,  # of 10 that were sampled; the step trained on 5
         "tokens_per_second_learner": 6.5,
         "tokens_per_second_run": 1.3,
     }
 
 
-def test_rollouts_that_run_beside_the_learning_are_timed_by_when_they_ran() -> None:
-    """The loop hardly waited for them. They ran for 8 of 10 seconds, and for 2 had to wait for new weights."""
-    timing = {
-        "started": 99.0,
-        "rollout_s": 0.001,
+def test_rollouts_that_ran_ahead_have_no_speed_in_a_step_without_sampling() -> None:
+    durations = {
+        "rollout_s": 1.0,
         "wait_batch_s": 0.0,
-        "learn_s": 8.999,
+        "learn_s": 8.0,
         "push_s": 1.0,
-        "wait_policy_s": 2.0,
+        "wait_policy_s": 10.0001,
     }
-    assert timing_figures(GROUPS, timing)["tokens_per_second_rollout"] == pytest.approx(5 / 8)
-    alone = {
-        "started": 99.0,
-        "rollout_s": 4.0,
-        "wait_batch_s": 4.0,
-        "learn_s": 5.0,
-        "push_s": 1.0,
-        "wait_policy_s": 6.0,
-    }
-    assert timing_figures(GROUPS, alone)["tokens_per_second_rollout"] == pytest.approx(5 / 4)
+    figures = timing_figures(GROUPS, durations | {"newly_sampled_tokens": 0})
+    assert figures["sampling_s"] == 0.0
+    assert "tokens_per_second_rollout" not in figures
+    assert "sampling_s" not in timing_figures(GROUPS, durations), "a dataset's texts are not sampled"
