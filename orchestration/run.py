@@ -103,6 +103,7 @@ class Run:
         self._folder = folder
         self._view = view
         self._log = RunLog(folder.path, hub, view, trackers)
+        self._log.on_policy = not recipe.datasets
         if recipe.alarm.enabled and not recipe.datasets:  # of a dataset's texts none is the policy's
             self._log.monitor = monitor_of(recipe, folder.path)
         self._hub = hub

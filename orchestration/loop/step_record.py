@@ -11,12 +11,19 @@ import numpy as np
 
 from core.messages import Float32s, RolloutGroup
 
+OF_SAMPLING = {"lag", "version_spans", "entropy_sampled"}
+"""Figures of who sampled, and when."""
+OF_SCORES = {"score_std", "zero_spread_fraction"}
+"""Figures of how scores differ."""
 SHORTEST_S = 1e-3
 """Less sampling than this has no speed: everything was sampled before the step, or between two."""
 
 
-def rollout_figures(groups: Sequence[RolloutGroup], version: int) -> dict[str, Any]:
-    """What was sampled, and what it earned; trained on, it made the policy's version this one."""
+def rollout_figures(
+    groups: Sequence[RolloutGroup], version: int, *, on_policy: bool = True
+) -> dict[str, Any]:
+    """What was sampled, and what it earned; trained on, it made the policy's version this one. Not `on_policy` are
+    a dataset's texts: no version has sampled them, and where no score differs nobody has scored them."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     completions = [rollout.completion for rollout in rollouts]
     scores = [rollout.score for rollout in rollouts]
@@ -29,7 +36,7 @@ def rollout_figures(groups: Sequence[RolloutGroup], version: int) -> dict[str, A
     reference_N = np.concatenate(
         [r.reference_logprobs_T[mask_T] for r, mask_T in zip(rollouts, sampled, strict=True)]
     )
-    return {
+    figures = {
         "lag": version - 1 - min(group.policy_version for group in groups),
         "version_spans": fmean(len(completion.version_spans) for completion in completions),
         "score_mean": fmean(scores),
@@ -38,7 +45,7 @@ def rollout_figures(groups: Sequence[RolloutGroup], version: int) -> dict[str, A
             f"reward_{source}": fmean(rollout.rewards[source] for rollout in rollouts)
             for source in rollouts[0].rewards
         },
-        **_spread(groups),
+        **score_spread(groups),
         "kl_nats_per_sequence": fmean(rollout.kl_nats for rollout in rollouts),
         **_token_kl(behavior_N, reference_N),
         "entropy_sampled": -float(behavior_N.mean(dtype=np.float64)),
@@ -49,6 +56,8 @@ def rollout_figures(groups: Sequence[RolloutGroup], version: int) -> dict[str, A
         "sampled_tokens": sum(lengths),
         "tokens": prompt_tokens + sum(lengths),
     }
+    left_out = set() if on_policy else OF_SAMPLING | (OF_SCORES if len(set(scores)) == 1 else set())
+    return {key: value for key, value in figures.items() if key not in left_out}
 
 
 def timing_figures(groups: Sequence[RolloutGroup], timing: Mapping[str, float]) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def _sampling(timing: Mapping[str, float], step_s: float) -> dict[str, float]:
     return figures
 
 
-def _spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+def score_spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Share of the groups whose completions all score the same; nothing where a prompt is sampled once, which has
     no spread to lose."""
     scores = [{rollout.score for rollout in group.rollouts} for group in groups if len(group.rollouts) > 1]

@@ -34,6 +34,8 @@ class RunLog:
         self._hub = hub
         self._view = view
         self._trackers = trackers
+        self.on_policy = True
+        """Whether what is trained on is the policy's own, and not a dataset's."""
         self.monitor: Monitor | None = None
         """Watches what is sampled, if it is to be watched."""
         self.alarms: list[Alarm] = []
@@ -171,7 +173,8 @@ class RunLog:
         """A step is done: its weights, of this version, are in the engines."""
         record: dict[str, Any] = {"step": version}
         record["seconds_since_start"] = time.perf_counter() - self._started
-        record |= rollout_figures(groups, version) | learning | timing_figures(groups, timing)
+        record |= rollout_figures(groups, version, on_policy=self.on_policy)
+        record |= learning | timing_figures(groups, timing)
         record |= self._length_ratio(groups, timing)
         record |= self._system_figures()
         rows = [row for group in groups for row in rows_of(group)]
@@ -211,9 +214,8 @@ class RunLog:
         hub.add("leash_rollouts_total", sum(len(group.rollouts) for group in groups))
         hub.add("leash_tokens_total", record["prompt_tokens"], kind="prompt")
         hub.add("leash_tokens_total", record["sampled_tokens"], kind="completion")
-        for group in groups:
-            for rollout in group.rollouts:
-                hub.observe("leash_rollout_lag", record["step"] - 1 - rollout.completion.policy_version)
+        for rollout in [rollout for group in groups for rollout in group.rollouts if self.on_policy]:
+            hub.observe("leash_rollout_lag", record["step"] - 1 - rollout.completion.policy_version)
         if self.ledger is not None:
             hub.follow("leash_groups_refused_total", self.ledger.num_refused)
         waits = {"rollout": "wait_batch_s", "learn": "learn_s", "push": "push_s"}

@@ -98,3 +98,9 @@ def test_the_summary_tells_the_settings_that_hold_at_the_end(recipe: Recipe, tmp
     run._log.resume([{"step": 2, "kl_coef": 0.3}])
     run_virtually(run._finish(2))
     assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["kl_target"] == 4.5
+
+
+def test_who_writes_the_records_knows_whether_the_policy_samples(recipe: Recipe, tmp_path: Path) -> None:
+    on_texts = recipe.model_copy(update={"datasets": (SimpleNamespace(),)})
+    runs = [make_run(each, each, tmp_path, Parts()) for each in (recipe, on_texts)]
+    assert [run._log.on_policy for run in runs] == [True, False]

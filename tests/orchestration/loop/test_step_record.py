@@ -83,6 +83,15 @@ def test_prompts_that_are_sampled_once_have_no_spread_to_lose() -> None:
     assert rollout_figures([*GROUPS, alone], 5)["zero_spread_fraction"] == 0.5
 
 
+def test_texts_of_a_dataset_have_no_figures_of_sampling_and_no_spread_of_scores_that_nobody_gave() -> None:
+    """Else a page says of every supervised run that there is nothing to learn from its reward."""
+    of_sampling = {"lag", "version_spans", "entropy_sampled"}
+    sampled, texts = rollout_figures(GROUPS, 5), rollout_figures(GROUPS, 5, on_policy=False)
+    assert texts == {key: value for key, value in sampled.items() if key not in of_sampling}
+    unscored = rollout_figures(GROUPS[1:], 5, on_policy=False)
+    assert sampled.keys() - unscored.keys() == of_sampling | {"score_std", "zero_spread_fraction"}
+
+
 def test_kl_by_estimator() -> None:
     """Log-ratios ln 2, 0, -ln 2, 0, 0 over five tokens: k2 is half their square; k3 of ln 2 is 1/2 - 1 + ln 2, of
     -ln 2 it is 1 - ln 2."""

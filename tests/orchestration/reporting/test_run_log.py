@@ -104,6 +104,13 @@ def test_a_step_is_recorded_published_and_kept_with_its_samples(
     assert served["leash_rollout_lag_sum", ()] == 1  # of version 2 one, of version 3 three
 
 
+def test_texts_of_a_dataset_have_no_lag(log: RunLog, hub: MetricsHub, tmp_path: Path) -> None:
+    log.on_policy = False
+    asyncio.run(log.step(4, GROUPS, {}, TIMING))
+    assert "lag" not in lines(tmp_path / "metrics.jsonl")[0]
+    assert scrape(hub).get(("leash_rollout_lag_count", ()), 0) == 0
+
+
 def test_a_report_that_another_one_overtook_counts_nothing_twice(log: RunLog, hub: MetricsHub) -> None:
     def counted(cpu_s: float, **identity: Any) -> WorkerReport:
         memory = {"leash_worker_memory_bytes": cpu_s}
