@@ -82,6 +82,10 @@ def _grown(counter: str, window: str) -> str:
     return f"{counter} - ({counter} offset {window} or {counter} * 0)"
 
 
+HOUR_OLD = "time() - leash_checkpoint_timestamp_seconds > 3600"
+UP_FOR_AN_HOUR = "leash_steps_total offset 1h"
+"""Of this driver: a run that has just been resumed has lost nothing yet, however old its checkpoint."""
+
 HEALTHY_ALERTS = tuple(_alert_of(metric, metric.healthy) for metric in METRICS.values() if metric.healthy)
 
 RUN_ALERTS = (
@@ -121,10 +125,12 @@ RUN_ALERTS = (
     ),
     Alert(
         name="LeashCheckpointTooOld",
-        expr="time() - leash_checkpoint_timestamp_seconds > 3600",
+        expr=f"{HOUR_OLD} and {UP_FOR_AN_HOUR} or leash_steps_total > 0 and {UP_FOR_AN_HOUR} "
+        "unless leash_checkpoint_timestamp_seconds",
         lasting="0s",
-        summary="the last checkpoint is {{ $value | humanizeDuration }} old",
-        what_to_do="A crash would cost all steps since: set trainer.checkpoint_every lower.",
+        summary="it has run for an hour without a checkpoint",
+        what_to_do="A crash would cost all steps since the last one, or since the start: set "
+        "trainer.checkpoint_every, or set it lower.",
     ),
     Alert(
         name="LeashOverOptimization",

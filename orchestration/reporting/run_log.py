@@ -41,6 +41,8 @@ class RunLog:
         self.alarms: list[Alarm] = []
         """Raised, and not yet acted on."""
         self._started = time.perf_counter()
+        self._started_s = time.time()
+        """Since 1970."""
         self._figures = WorkerFigures()
         self._checkpoint: tuple[float, int] | None = None
         """When the newest was committed, in seconds since 1970, and its bytes."""
@@ -194,7 +196,10 @@ class RunLog:
         figures = self._figures.take()
         if self._checkpoint is not None:
             committed_s, num_bytes = self._checkpoint
-            figures |= {"checkpoint_age_s": time.time() - committed_s, "checkpoint_bytes": num_bytes}
+            age_s = time.time() - max(
+                committed_s, self._started_s
+            )  # of a resumed run nothing was lost before
+            figures |= {"checkpoint_age_s": age_s, "checkpoint_bytes": num_bytes}
         return figures
 
     async def _audit(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:

@@ -183,6 +183,7 @@ def test_restarts_retries_and_the_checkpoint_are_in_the_record(
     (checkpoint / "model").write_bytes(bytes(70))
     os.utime(checkpoint, (time.time() - 100, time.time() - 100))
     log.checkpoint(checkpoint)
+    log._started_s -= 1000
     log.worker_event("rollout-0", "died: of old age")
     log.retries("rollout", 0)
     log.retries("rollout", 2)
@@ -193,6 +194,15 @@ def test_restarts_retries_and_the_checkpoint_are_in_the_record(
     served = scrape(hub)
     assert served["leash_worker_restarts_total", (("kind", "rollout"),)] == 1, "not counted twice"
     assert served["leash_checkpoint_age_seconds", ()] == record["checkpoint_age_s"]
+
+
+def test_the_checkpoint_that_a_run_was_resumed_from_counts_from_then_on(log: RunLog, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "step-3"
+    checkpoint.mkdir()
+    os.utime(checkpoint, (time.time() - 2 * 86400, time.time() - 2 * 86400))
+    log.checkpoint(checkpoint)
+    asyncio.run(log.step(4, GROUPS, {}, TIMING))
+    assert 0 <= lines(tmp_path / "metrics.jsonl")[0]["checkpoint_age_s"] < 60
 
 
 def test_what_is_quiet_is_for_the_record_alone(log: RunLog, view: FakeView, tmp_path: Path) -> None:
