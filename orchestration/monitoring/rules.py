@@ -141,12 +141,4 @@ RUN_ALERTS = (
         what_to_do="Read the latest samples. If they got worse while the reward rose, go back to an earlier "
         "checkpoint and raise kl_coef, or improve the reward.",
     ),
-    Alert(
-        name="LeashSignalFarOff",
-        expr="abs(leash_signal_deviation) > 4",
-        lasting="10m",
-        summary="{{ $labels.signal }} is {{ $value | humanize }} standard deviations from the untrained policy's",
-        what_to_do="Not wrong by itself, since a policy is meant to change: read samples, and see whether the "
-        "reward still means what it should.",
-    ),
 )
