@@ -95,8 +95,8 @@ RUN_ALERTS = (
         lasting="2m",
         severity="critical",
         summary="no answer from {{ $labels.instance }}, and the run has not said that it ends",
-        what_to_do="Its driver died without a word, or hangs: look at its folder with leash status, and go on with "
-        "leash train --resume. If it is not to go on, remove its file from the discovery folder.",
+        what_to_do="It failed, its driver was killed, or hangs: see the last words of its output and leash status, "
+        "and go on with leash train --resume. If it is not to go on, remove its file from the discovery folder.",
     ),
     Alert(
         name="LeashStandsStill",
