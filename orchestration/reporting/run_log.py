@@ -40,6 +40,8 @@ class RunLog:
         """Watches what is sampled, if it is to be watched."""
         self.alarms: list[Alarm] = []
         """Raised, and not yet acted on."""
+        self.is_in_doubt = False
+        """Whether the next steps may raise an alarm of what the last one began."""
         self._started = time.perf_counter()
         self._started_s = time.time()
         """Since 1970."""
@@ -211,6 +213,7 @@ class RunLog:
             self._hub.add("leash_alarms_total", 1, signal=alarm.signal)
             self.event("alarm", alarm.sentence)
         self.alarms += seen.alarms
+        self.is_in_doubt = seen.is_in_doubt
         return seen.record
 
     def _count(self, record: dict[str, Any], groups: Sequence[RolloutGroup]) -> None:

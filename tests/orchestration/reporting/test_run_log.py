@@ -55,7 +55,11 @@ class FakeMonitor:
         alarm = Alarm(
             signal="length", value=9.0, baseline=3.0, deviation=8.0, sentence="Three times as long."
         )
-        return Observation(record={"signal_length": 9.0}, alarms=[alarm] * (self._num_steps == 2))
+        return Observation(
+            record={"signal_length": 9.0},
+            alarms=[alarm] * (self._num_steps == 2),
+            is_in_doubt=self._num_steps == 1,
+        )
 
     def resume(self, records: list[dict[str, Any]]) -> None:
         self.resumed = records
@@ -149,8 +153,9 @@ def test_an_alarm_is_counted_told_and_kept_for_who_acts_on_it(
 
     async def two_steps() -> None:
         await log.step(1, GROUPS, {}, TIMING)
-        assert log.alarms == []
+        assert (log.alarms, log.is_in_doubt) == ([], True)
         await log.step(2, GROUPS, {}, TIMING)
+        assert not log.is_in_doubt
 
     asyncio.run(two_steps())
     assert [alarm.signal for alarm in log.alarms] == ["length"]
