@@ -112,10 +112,12 @@ class RunLog:
         """A worker joins, serves, dies or leaves."""
         self.event("worker", f"{worker} {event}")
         if event.startswith(("died", "left", "given up")):
-            self._hub.forget(worker)
-            self._figures.forget(worker)
-            if (latest := self._reports.pop(worker, None)) is not None:
-                self._ended.add(latest.process)
+            ranks = {name for name in self._reports if name.startswith(f"{worker}-")}  # die together
+            for name in {worker} | ranks:
+                self._hub.forget(name)
+                self._figures.forget(name)
+                if (latest := self._reports.pop(name, None)) is not None:
+                    self._ended.add(latest.process)
         if event.startswith("died"):
             kind = worker.rpartition("-")[0] or worker
             self._hub.add("leash_worker_restarts_total", 1, kind=kind)
@@ -157,7 +159,7 @@ class RunLog:
     def retries(self, kind: str, total: int) -> None:
         """Times so far that work was given to another worker of a kind."""
         self._hub.follow("leash_retries_total", total, kind=kind)
-        self._figures.follow("leash_retries_total", kind, total)
+        self._figures.follow("leash_retries_total", kind, total, begins_at=0.0)
 
     def checkpoint(self, folder: Path) -> None:
         """This is the newest: what a crash would lead back to."""

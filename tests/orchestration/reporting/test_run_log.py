@@ -29,6 +29,9 @@ TIMING = {
 }
 
 
+MEMORY = "leash_worker_memory_bytes"
+
+
 class FakeView:
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -180,6 +183,23 @@ def test_who_is_gone_uses_no_memory_and_its_death_is_told(
     assert view.notes == ["rollout-0 died: of old age"]
 
 
+def test_the_ranks_of_a_learner_that_died_are_gone_with_it(
+    log: RunLog, hub: MetricsHub, tmp_path: Path
+) -> None:
+    names = ("learner-0", "learner-1", "rollout-1", "rollout-10")
+    log.all_reported({name: WorkerReport(gauges={MEMORY: 100.0}, totals={}, process=name) for name in names})
+    log.worker_event("learner", "died: rank 1 did not answer")
+    log.worker_event("rollout-1", "died: of old age")
+    late = WorkerReport(gauges={MEMORY: 100.0}, totals={}, process="learner-0")
+    log.worker_report("learner-0", late)
+    asyncio.run(log.step(1, GROUPS, {}, TIMING))
+    (record,) = lines(tmp_path / "metrics.jsonl")
+    assert [key for key in record if key.startswith("memory_")] == ["memory_rollout-10_bytes"]
+    served = scrape(hub)
+    assert [labels for name, labels in served if name == MEMORY] == [(("worker", "rollout-10"),)]
+    assert served["leash_worker_restarts_total", (("kind", "learner"),)] == 1
+
+
 def test_restarts_retries_and_the_checkpoint_are_in_the_record(
     log: RunLog, hub: MetricsHub, tmp_path: Path
 ) -> None:
@@ -190,7 +210,6 @@ def test_restarts_retries_and_the_checkpoint_are_in_the_record(
     log.checkpoint(checkpoint)
     log._started_s -= 1000
     log.worker_event("rollout-0", "died: of old age")
-    log.retries("rollout", 0)
     log.retries("rollout", 2)
     asyncio.run(log.step(1, GROUPS, {}, TIMING))
     (record,) = lines(tmp_path / "metrics.jsonl")
