@@ -60,6 +60,12 @@ def rollout_figures(
     return {key: value for key, value in figures.items() if key not in left_out}
 
 
+def learning_figures(learning: Mapping[str, float], *, lag: int | None) -> dict[str, float]:
+    """What the learner says. Log-probs of the engine and of the learner can be compared where both have the same
+    weights: not where a rollout is from before what the policy has learned since, nor of texts of a dataset."""
+    return {key: value for key, value in learning.items() if lag == 0 or not key.startswith("logprob_gap")}
+
+
 def timing_figures(groups: Sequence[RolloutGroup], timing: Mapping[str, float]) -> dict[str, Any]:
     """Where the time of the step went, and how fast that was."""
     durations = {name: value for name, value in timing.items() if name != "started"}

@@ -15,7 +15,7 @@ from core.messages import RolloutGroup
 from core.worker_report import WorkerReport
 from orchestration.alarm.monitor import Alarm, Monitor
 from orchestration.ledger.ledger import Ledger
-from orchestration.loop.step_record import rollout_figures, timing_figures
+from orchestration.loop.step_record import learning_figures, rollout_figures, timing_figures
 from orchestration.reporting.metrics_hub import MetricsHub
 from orchestration.reporting.terminal import TerminalView
 from orchestration.reporting.worker_figures import WorkerFigures
@@ -180,7 +180,8 @@ class RunLog:
         record: dict[str, Any] = {"step": version}
         record["seconds_since_start"] = time.perf_counter() - self._started
         record |= rollout_figures(groups, version, on_policy=self.on_policy)
-        record |= learning | timing_figures(groups, timing)
+        record |= learning_figures(learning, lag=record.get("lag"))
+        record |= timing_figures(groups, timing)
         record |= self._length_ratio(groups, timing)
         record |= self._system_figures()
         rows = [row for group in groups for row in rows_of(group)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.messages import Completion, Prompt, Rollout, RolloutGroup, VersionSpan
-from orchestration.loop.step_record import rollout_figures, timing_figures
+from orchestration.loop.step_record import learning_figures, rollout_figures, timing_figures
 
 LN2 = math.log(2.0)
 
@@ -101,6 +101,14 @@ def test_kl_by_estimator() -> None:
     assert figures["kl_k2_nats_per_token"] == pytest.approx(LN2**2 / 5, abs=1e-6)
     assert figures["kl_k3_nats_per_token"] == pytest.approx(0.5 / 5, abs=1e-6)
     assert figures["kl_abs_nats_per_token"] == pytest.approx(2 * LN2 / 5, abs=1e-6)
+
+
+def test_engine_and_learner_are_compared_under_the_same_weights_alone() -> None:
+    """With lag the gap would be what the policy has learned since, and a red flag of engine and learner."""
+    learning = {"policy_loss": 0.5, "logprob_gap_mean": 0.2, "logprob_gap_max": 0.9}
+    assert learning_figures(learning, lag=0) == learning
+    for lag in (1, None):
+        assert learning_figures(learning, lag=lag) == {"policy_loss": 0.5}
 
 
 def test_where_the_time_went() -> None:

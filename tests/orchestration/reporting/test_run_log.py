@@ -98,10 +98,11 @@ def test_a_step_is_recorded_published_and_kept_with_its_samples(
     log: RunLog, hub: MetricsHub, tmp_path: Path
 ) -> None:
     log.worker_report("rollout-0", report(100.0))
-    asyncio.run(log.step(4, GROUPS, {"kl_coef": 0.1}, TIMING))
+    asyncio.run(log.step(4, GROUPS, {"kl_coef": 0.1, "logprob_gap_mean": 0.2}, TIMING))
     (record,) = lines(tmp_path / "metrics.jsonl")
     assert (record["step"], record["kl_coef"], record["score_mean"]) == (4, 0.1, 2.0)
     assert record["memory_rollout-0_bytes"] == 100.0
+    assert (record["lag"], "logprob_gap_mean" in record) == (1, False), "not under the same weights"
     assert record["trained_length_ratio"] == pytest.approx(1.25 / 2.5)
     assert len(lines(tmp_path / "samples" / "step-000004.jsonl")) == 4
     served = scrape(hub)
