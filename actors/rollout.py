@@ -87,11 +87,14 @@ class RolloutPool:
         self._manifest: WeightManifest | None = None
         """Where the present weights lie; None while they cannot be read."""
         self._policy_version: int | None = None
-        self._num_sampled = self._sampled_tokens = 0
+        self._num_sampled = self._sampled_tokens = self._newly_sampled_tokens = 0
         self._waits: dict[str, list[float]] = {"reward": [], "reference": []}
 
-    async def roll_out(self, prompt: Prompt, *, group_id: str, seeds: Sequence[int]) -> RolloutGroup:
-        """One completion for each seed, scored. Raises what a worker raised; nothing is scored as zero."""
+    async def roll_out(
+        self, prompt: Prompt, *, group_id: str, seeds: Sequence[int], counts: bool = True
+    ) -> RolloutGroup:
+        """One completion for each seed, scored. Raises what a worker raised; nothing is scored as zero. `counts`:
+        among what was sampled to be trained on."""
         requests = [
             SampleRequest(request_id=f"{group_id}-{index}", prompt=prompt, seed=seed)
             for index, seed in enumerate(seeds)
@@ -103,8 +106,9 @@ class RolloutPool:
             aclosing(self._sample(requests)) as completions,
         ):
             async for completion in completions:
-                self._num_sampled += 1
-                self._sampled_tokens += completion.num_completion_tokens
+                self._num_sampled += counts
+                self._sampled_tokens += counts * completion.num_completion_tokens
+                self._newly_sampled_tokens += counts * completion.num_completion_tokens
                 scoring[completion.request_id] = tasks.create_task(self._scored(completion))
         return RolloutGroup(
             group_id=group_id, rollouts=tuple(scoring[request.request_id].result() for request in requests)
@@ -138,13 +142,15 @@ class RolloutPool:
         return sum(self._rewards[name].weight * value for name, value in rewards.items())
 
     def take_figures(self) -> dict[str, float]:
-        """Mean seconds that a completion waited for its scores, since the last call; and the mean length of
-        everything that was sampled, since the start."""
+        """Mean seconds that a completion waited for its scores and tokens that were sampled, since the last call;
+        and the mean length of everything that was sampled, since the start."""
         figures = {f"wait_{target}_s": fmean(waits) for target, waits in self._waits.items() if waits}
         for waits in self._waits.values():
             waits.clear()
         if self._num_sampled:
             figures["sampled_length"] = self._sampled_tokens / self._num_sampled
+            figures["newly_sampled_tokens"] = self._newly_sampled_tokens
+            self._newly_sampled_tokens = 0
         return figures
 
     async def _timed(self, target: str, work: Awaitable[T]) -> T:

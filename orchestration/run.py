@@ -103,6 +103,7 @@ class Run:
         self._folder = folder
         self._view = view
         self._log = RunLog(folder.path, hub, view, trackers)
+        self._log.on_policy = not recipe.datasets
         if recipe.alarm.enabled and not recipe.datasets:  # of a dataset's texts none is the policy's
             self._log.monitor = monitor_of(recipe, folder.path)
         self._hub = hub
@@ -110,6 +111,8 @@ class Run:
         self._seconds_to_first_step: float | None = None
         self._learner_restarts = 0
         """Since the last checkpoint: a learner that dies before the next one every time is not worth more."""
+        self._is_checkpoint_due = False
+        """Also one that waits until no signal of the alarm is in doubt."""
         self._interrupts = Interrupts(lambda: self._stop())
         self._stop = self._interrupts.cancel
 
@@ -252,8 +255,14 @@ class Run:
         if self._is_due(self._controls.recipe.trainer.evaluate_every, version):
             self._log.phase("evaluate")
             await self._heldout.on_the_way(version)
-        if self._is_due(self._controls.recipe.trainer.checkpoint_every, version):
+        self._is_checkpoint_due |= self._is_due(self._controls.recipe.trainer.checkpoint_every, version)
+        if self._is_checkpoint_due and not self._may_have_to_go_back():
             await self._save_checkpoint(version)
+
+    def _may_have_to_go_back(self) -> bool:
+        """Whether the alarm may stop the run for what this step shows: its checkpoint would take the place of the
+        one before it, and a run that goes on from there would be stopped again."""
+        return self._log.is_in_doubt and self._controls.recipe.alarm.action == "stop"
 
     def _is_due(self, every: int, version: int) -> bool:
         """What is done every so many steps; at the end it is done anyway."""
@@ -268,5 +277,6 @@ class Run:
         started = time.perf_counter()
         await self._checkpoints.save(version, keep=self._controls.recipe.trainer.keep_checkpoints)
         self._learner_restarts = 0
+        self._is_checkpoint_due = False
         self._hub.set("leash_checkpoint_seconds", time.perf_counter() - started)
         self._log.event("checkpoint", f"step {version} is committed", quiet=True)

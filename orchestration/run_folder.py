@@ -163,7 +163,11 @@ class RunFolder:
         return sorted(found, key=lambda path: (-_step(path), path.suffix))
 
     def cut_records_after(self, step: int) -> list[dict[str, Any]]:
-        """The records up to a step; later ones, which a resumed run writes again, are removed from the file."""
+        """The records up to a step; later ones, and the samples of their steps, are of a course that was given up:
+        they are removed, since the resumed run may be shorter."""
+        for samples in self.path.glob("samples/step-*.jsonl"):
+            if re.fullmatch(r"step-\d+", samples.stem) and _step(samples) > step:
+                samples.unlink()
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return []
@@ -240,8 +244,9 @@ def _commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("step-"))
+def _step(path: Path) -> int:
+    """Of a checkpoint, or of a file of samples."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def _remove(checkpoint: Path) -> None:

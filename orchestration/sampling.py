@@ -26,7 +26,7 @@ from orchestration.inputs import RunInputs
 from orchestration.ledger.ledger import Ledger
 from orchestration.loop.rollout_queue import RolloutQueue
 from orchestration.loop.sources import GroupSource, sampled_groups
-from orchestration.loop.step_record import rollout_figures
+from orchestration.loop.step_record import rollout_figures, score_spread
 from orchestration.recipe.config import Recipe
 from orchestration.reporting.metrics_hub import MetricsHub
 from orchestration.reporting.run_log import RunLog, write_samples
@@ -101,9 +101,7 @@ def reward_summary(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
         "groups": len(groups),
         "rollouts": len(rollouts),
         "truncated_fraction": statistics.fmean(rollout.completion.truncated for rollout in rollouts),
-        "zero_spread_fraction": statistics.fmean(
-            len({rollout.score for rollout in group.rollouts}) == 1 for group in groups
-        ),
+        **score_spread(groups),
         "figures": {
             name: {
                 "mean": statistics.fmean(values),
@@ -120,10 +118,11 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The summary as a table."""
     columns = ("mean", "std", "min", "max")
     width = max(map(len, summary["figures"]))
+    spread = summary.get("zero_spread_fraction")
     return [
         f"{summary['rollouts']} completions of {summary['groups']} prompts; cut off at the longest: "
-        f"{summary['truncated_fraction']:.0%}; groups whose scores are all the same: "
-        f"{summary['zero_spread_fraction']:.0%}",
+        f"{summary['truncated_fraction']:.0%}"
+        + ("" if spread is None else f"; groups whose scores are all the same: {spread:.0%}"),
         f"{'':<{width}}" + "".join(f"{column:>11}" for column in columns),
         *(
             f"{name:<{width}}" + "".join(f"{figure[column]:>11.4g}" for column in columns)
@@ -191,7 +190,7 @@ def _record(
     write_samples(folder, [row for group in groups for row in rows_of(group)], step)
     figures = rollout_figures(groups, version=1)  # sampled by version 0, as for the first step
     record = {"step": step} | figures
-    record |= {"rollout_s": rollout_s, "step_s": rollout_s}
+    record |= dict.fromkeys(("rollout_s", "wait_batch_s", "sampling_s", "step_s"), rollout_s)
     record |= {"tokens_per_second_rollout": figures["sampled_tokens"] / rollout_s}
     append_line(folder / "metrics.jsonl", record)
     view.step(record)

@@ -97,6 +97,14 @@ FLOW_METRICS = (
         record="step_s",
     ),
     Metric(
+        name="leash_sampling_seconds",
+        kind="gauge",
+        unit="seconds",
+        help="Time of the last step in which any completion was being sampled or scored, also beside the learning",
+        panel=STEP_TIME,
+        record="sampling_s",
+    ),
+    Metric(
         name="leash_phase_seconds",
         kind="histogram",
         unit="seconds",
@@ -119,7 +127,7 @@ FLOW_METRICS = (
     Metric(
         name="leash_tokens_per_second",
         kind="gauge",
-        help="Tokens a second, by part. rollout: sampled, over the time in which any completion was being sampled. "
+        help="Tokens a second, by part. rollout: sampled in the step, over leash_sampling_seconds. "
         "learner: trained on, over its time. run: the same over the whole step",
         panel=TOKENS,
         labels=("part",),

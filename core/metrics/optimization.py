@@ -6,7 +6,9 @@ LOSS = Panel(
     "Losses", "learning", "Of use against each other within one run; policy loss has no meaning alone."
 )
 CLIPPING = Panel("Clipped tokens", "learning", "How many tokens wanted to move further than one step may.")
-APPROX_KL = Panel("Movement within a step", "learning", "KL of the policy from itself before the step.")
+APPROX_KL = Panel(
+    "Movement within a step", "learning", "How far the policy is from the one that ratios are taken to."
+)
 ADVANTAGE = Panel("Advantages, returns, values", "learning", "What the value model expects, and what came.")
 GRADIENT = Panel(
     "Gradient norm", "learning", "Steady. Single peaks are outlier texts; growth is instability."
@@ -59,7 +61,7 @@ OPTIMIZATION_METRICS = (
         name="leash_clip_fraction",
         kind="gauge",
         unit="ratio",
-        help="Tokens whose ratio was clipped, by side: low, high, dual",
+        help="Tokens whose ratio (see leash_ratio_max) was clipped, by side: low, high, dual",
         panel=CLIPPING,
         owner="learner",
         labels=("side",),
@@ -70,7 +72,8 @@ OPTIMIZATION_METRICS = (
     Metric(
         name="leash_ratio_max",
         kind="gauge",
-        help="Largest ratio of a token's probability to its probability before the step",
+        help="Largest ratio of a token's probability to that under who sampled it, so with lag an "
+        "older one; with algorithm.importance_sampling to that before the step",
         panel=APPROX_KL,
         owner="learner",
         record="ratio_max",
@@ -79,7 +82,7 @@ OPTIMIZATION_METRICS = (
         name="leash_approx_kl",
         kind="gauge",
         unit="nats",
-        help="KL per token of the policy from itself before the step",
+        help="KL per token of the policy from the one that ratios are taken to (see leash_ratio_max)",
         panel=APPROX_KL,
         owner="learner",
         record="approx_kl",
@@ -190,7 +193,7 @@ OPTIMIZATION_METRICS = (
         name="leash_logprob_gap_max",
         kind="gauge",
         unit="nats",
-        help="Largest |behavior - learner| log-prob, same weights",
+        help="Largest |behavior - learner| log-prob, same weights: in steps without lag",
         panel=AGREEMENT,
         owner="learner",
         record="logprob_gap_max",
@@ -199,7 +202,7 @@ OPTIMIZATION_METRICS = (
         name="leash_logprob_gap_mean",
         kind="gauge",
         unit="nats",
-        help="Mean |behavior - learner| log-prob, same weights",
+        help="Mean |behavior - learner| log-prob, same weights: in steps without lag",
         panel=AGREEMENT,
         owner="learner",
         record="logprob_gap_mean",

@@ -187,7 +187,7 @@ WORKER_METRICS = (
         name="leash_checkpoint_age_seconds",
         kind="gauge",
         unit="seconds",
-        help="From the last checkpoint to the last step",
+        help="From the last checkpoint, or from when the run was resumed, to the last step",
         panel=CHECKPOINTS,
         record="checkpoint_age_s",
     ),

@@ -56,6 +56,9 @@ class AlarmConfig(Section):
     it with nothing more saved. In the last step only `stop` does anything."""
     kl_factor: float = Field(default=2.0, gt=1)
     """What kl_coef is multiplied by at an alarm, with action `raise_kl`."""
+    max_kl_factor: float = Field(default=8.0, ge=1)
+    """The most that alarms make of kl_coef, as a multiple of what the recipe or `leash set` gives it.
+    A signal that comes and goes would double it without end."""
     patience_steps: int = Field(default=2, ge=1)
     """Steps in a row that a signal must be beyond its limits before there is an alarm."""
     deviations: float = Field(default=4.0, gt=0)

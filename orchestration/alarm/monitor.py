@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class Observation:
     """`signal_<name>` and `deviation_<name>`, for the step's record. What cannot be measured is not in it."""
     alarms: list[Alarm]
     """Those raised in this step. A signal that stays beyond its limits raises none again."""
+    is_in_doubt: bool = False
+    """Whether a signal is beyond its limits, for fewer steps than there is patience for: the next ones decide."""
 
 
 class Monitor:
@@ -73,21 +76,21 @@ class Monitor:
         trends = trends_of(self._history, kl_nats, baseline.spreads)
         record |= {f"signal_{name}": value for name, (value, _) in trends.items()}
         spreads = baseline.spreads | {name: spread for name, (_, spread) in trends.items()}
-        alarms = []
+        alarms, is_in_doubt = [], False
         for name, sign in SIGNS.items():
             if f"signal_{name}" in record and name in spreads:
                 record[f"deviation_{name}"] = sign.deviation(record[f"signal_{name}"], spreads[name])
-                if self._is_raised(sign, spreads[name].mean):
+                num_beyond = self._num_beyond(sign, spreads[name].mean)
+                is_in_doubt |= 0 < num_beyond < self._config.patience_steps
+                if num_beyond == self._config.patience_steps:
                     alarms.append(_alarm(sign, record, spreads[name].mean, profiles, baseline.habits))
-        return Observation(record=record, alarms=alarms)
+        return Observation(record=record, alarms=alarms, is_in_doubt=is_in_doubt)
 
-    def _is_raised(self, sign: Sign, mean: float) -> bool:
-        """Beyond its limits for just as many steps as there is patience for: not in the step before those."""
-        patience = self._config.patience_steps
-        beyond = [self._is_beyond(sign, mean, record) for record in self._history[-patience - 1 :]]
-        return (
-            len(beyond) >= patience and all(beyond[-patience:]) and (len(beyond) == patience or not beyond[0])
-        )
+    def _num_beyond(self, sign: Sign, mean: float) -> int:
+        """For how many steps in a row, up to the last, a signal has been beyond its limits; one more than there is
+        patience for stands for all numbers above it."""
+        latest = reversed(self._history[-self._config.patience_steps - 1 :])
+        return sum(1 for _ in takewhile(lambda record: self._is_beyond(sign, mean, record), latest))
 
     def _is_beyond(self, sign: Sign, mean: float, record: Mapping[str, Any]) -> bool:
         limit: float | None = getattr(self._config.limits, sign.name)

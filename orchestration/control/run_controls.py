@@ -8,6 +8,7 @@ from typing import Any
 
 from actors.autoscale_config import AutoscaleConfig
 from core.errors import OverOptimized, UserError
+from orchestration.alarm.config import AlarmConfig
 from orchestration.alarm.monitor import Alarm
 from orchestration.cluster.launch import Workers
 from orchestration.ledger.ledger import Ledger
@@ -96,7 +97,7 @@ class RunControls:
         if self._autoscaler is None:
             return
         record = self._log.records[-1]
-        size = self._autoscaler.after_step(record["rollout_s"], record["step_s"])
+        size = self._autoscaler.after_step(record["wait_batch_s"], record["step_s"])
         if size is not None:
             self._scale("rollout", size, self._autoscaler.reason)
 
@@ -169,7 +170,7 @@ class RunControls:
             case "raise_kl":
                 change = self._settings.change_at(KL_COEF, self._next_step)
                 if change is None or change.by != ALARM:  # else the step is done again, and so is this
-                    self._set({KL_COEF: str(self._values()[KL_COEF] * config.kl_factor)}, by=ALARM)
+                    self._raise_kl_coef(config)
             case "pause":
                 await self.pause()
             case "stop":
@@ -178,6 +179,19 @@ class RunControls:
                     + " ".join(alarm.sentence for alarm in alarms)
                     + " What has been saved is from before; raise kl_coef or mend the reward, or set alarm.action."
                 )
+
+    def _raise_kl_coef(self, config: AlarmConfig) -> None:
+        """By the alarm's factor, as far as the most that it may make of what people have set."""
+        now, given = self._values()[KL_COEF], float(self._settings.given(KL_COEF, but_by=ALARM))
+        raised = min(now * config.kl_factor, given * config.max_kl_factor)
+        if raised > now:
+            self._set({KL_COEF: str(raised)}, by=ALARM)
+        else:
+            self._log.event(
+                "alarm",
+                f"kl_coef stays {now:g}: that is alarm.max_kl_factor = {config.max_kl_factor:g} times "
+                f"{given:g} or more",
+            )
 
     def _autoscale(self, config: AutoscaleConfig | None) -> None:
         """Within other bounds, or by other rules."""

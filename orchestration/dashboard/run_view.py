@@ -1,5 +1,6 @@
 """One run as the dashboard sees it: its folder, and its status while it lives."""
 
+import contextlib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +23,15 @@ class RunView:
         """Told apart from the other runs'."""
         self.records = JsonLines(folder / "metrics.jsonl", {"step": int})
         self.events = JsonLines(folder / "events.jsonl", {"kind": str, "text": str})
-        _read_recipe(folder / "recipe.toml")
+        self._last_recipe = _read_recipe(folder / "recipe.toml")
 
     @property
     def _recipe(self) -> dict[str, Any]:
-        """As it is now: who resumes the run may bring another."""
-        return _read_recipe(self.folder / "recipe.toml")
+        """As it is now: who resumes the run may bring another. One that is gone or damaged since is as it was last:
+        the pages of other runs go on."""
+        with contextlib.suppress(UserError):
+            self._last_recipe = _read_recipe(self.folder / "recipe.toml")
+        return self._last_recipe
 
     @property
     def model(self) -> str | None:

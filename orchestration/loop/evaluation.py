@@ -46,7 +46,12 @@ class Comparison:
 async def evaluate(pool: RolloutPool, prompts: Sequence[Prompt], *, seed: int) -> list[Rollout]:
     """One completion a prompt from the present policy version, scored."""
     groups = await all_of(
-        pool.roll_out(prompt, group_id=f"heldout-{index}", seeds=[EVALUATION_SEED + seed * 100_003 + index])
+        pool.roll_out(
+            prompt,
+            group_id=f"heldout-{index}",
+            seeds=[EVALUATION_SEED + seed * 100_003 + index],
+            counts=False,
+        )
         for index, prompt in enumerate(prompts)
     )
     return [group.rollouts[0] for group in groups]
@@ -64,6 +69,7 @@ async def evaluate_best_of(
             prompt,
             group_id=f"best-of-{index}",
             seeds=range(start := BEST_OF_SEED + (seed * 100_003 + index) * count, start + count),
+            counts=False,
         )
         for index, prompt in enumerate(prompts)
     )

@@ -25,10 +25,11 @@ class Selection:
         self.records: list[dict[str, Any]] = []
 
     def resume(self, step: int) -> None:
-        """Read what was recorded up to a step; later evaluations will be made again."""
+        """Read what was recorded up to a step; later evaluations go, also from the file: they are made again."""
         if self._file.is_file():
             lines = self._file.read_text(encoding="utf-8").splitlines()
             self.records = [record for record in map(json.loads, lines) if record["step"] <= step]
+            self._write()
 
     def add(self, step: int, rollouts: Sequence[Rollout]) -> bool:
         """Record an evaluation; whether it is the best so far."""
@@ -39,10 +40,13 @@ class Selection:
             "kl_nats_per_sequence": statistics.fmean(rollout.kl_nats for rollout in rollouts),
         }
         self.records.append(record)
-        write_atomically(self._file, "".join(json.dumps(one) + "\n" for one in self.records))
+        self._write()
         return record["reward_mean"] > (earlier["reward_mean"] if earlier else -math.inf)
 
     @property
     def best(self) -> dict[str, Any] | None:
         """The evaluation with the highest mean reward; of equals the earliest."""
         return max(self.records, key=lambda record: float(record["reward_mean"]), default=None)
+
+    def _write(self) -> None:
+        write_atomically(self._file, "".join(json.dumps(one) + "\n" for one in self.records))

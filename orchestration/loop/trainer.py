@@ -135,30 +135,20 @@ class Trainer:
         )
         producer = asyncio.create_task(self._start_rollouts(queue, stop))
         version = start
-        started = time.perf_counter()
+        started = self._begin_anew(queue)
         try:
             while version < self._stop and not self.is_stopping:
                 if self.is_paused:
                     self._observer.phase("pause")
                     await self._running.wait()
-                    started = time.perf_counter()
+                    started = self._begin_anew(queue)
                     continue
                 if before_step is not None:
                     await before_step(version + 1)
                 timing = {"started": started}
                 self._observer.phase("rollout")
-                taken = await queue.take_step(
-                    version + 1,
-                    again=self._ledger.begun_before(version + 1),
-                    deadline_s=self._deadlines.rollout_s,
-                )
-                flow: dict[str, float] = {
-                    "queue_depth": queue.num_running,
-                    "groups_overtaken": queue.num_overtaken,
-                }
-                self._ledger.begin_step(version + 1, taken)
-                groups = list(taken.values())
-                timing["rollout_s"] = _lap(timing)
+                groups, flow = await self._take_step(queue, version + 1)
+                timing["rollout_s"] = _lap(timing)  # evaluations and checkpoints since the last step included
                 self._observer.phase("learn")
                 learning = await self._learner.train_step(groups)
                 timing["learn_s"] = _lap(timing)
@@ -179,6 +169,27 @@ class Trainer:
             await asyncio.gather(producer, return_exceptions=True)
             await queue.close()
         return version
+
+    def _begin_anew(self, queue: RolloutQueue) -> float:
+        """Now, from which on the next step is timed. Standing still is nobody's wait, and what was sampled
+        meanwhile is not of the step's time."""
+        queue.take_idle_s()
+        self._pool.take_figures()
+        return time.perf_counter()
+
+    async def _take_step(self, queue: RolloutQueue, step: int) -> tuple[list[RolloutGroup], dict[str, float]]:
+        """The groups of the step, in the ledger; how long they were waited for, and how the queue is."""
+        since = time.perf_counter()
+        taken = await queue.take_step(
+            step, again=self._ledger.begun_before(step), deadline_s=self._deadlines.rollout_s
+        )
+        flow: dict[str, float] = {
+            "wait_batch_s": time.perf_counter() - since,
+            "queue_depth": queue.num_running,
+            "groups_overtaken": queue.num_overtaken,
+        }
+        self._ledger.begin_step(step, taken)
+        return list(taken.values()), flow
 
     async def push_weights(self) -> dict[str, float]:
         """Bring every rollout worker to the learner's version, verified; how long each part took."""

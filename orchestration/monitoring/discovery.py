@@ -1,8 +1,8 @@
 """How Prometheus finds a run: a small file that is there for as long as the run serves /metrics.
 
 The file is in the format of Prometheus' file-based service discovery, one target with the labels of the run. A
-run that is killed leaves its file behind: Prometheus then finds nobody there, which is an alert, until the run is
-resumed or somebody removes the file.
+run that is killed or fails leaves its file behind: Prometheus then finds nobody there, which is an alert, until the
+run is resumed or somebody removes the file. One that ends, is told to stop or was given bad input removes it.
 
 One folder is for the runs of one machine, since /metrics is served to that machine only.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from core.errors import UserError
+from core.errors import RewardError, UserError
 from orchestration.run_folder import write_atomically
 
 
@@ -23,7 +23,8 @@ from orchestration.run_folder import write_atomically
 def announced(folder: Path | None, *, url: str | None, run: Path, recipe: str) -> Iterator[None]:
     """Within, Prometheus finds the run at this URL, with its folder's name as the label `run`.
 
-    Without a folder or a URL nothing happens. `UserError` if the folder cannot be written to.
+    Who fails is left there, to be missed. Without a folder or a URL nothing happens. `UserError` if the folder
+    cannot be written to.
     """
     if folder is None or url is None:
         yield
@@ -40,10 +41,15 @@ def announced(folder: Path | None, *, url: str | None, run: Path, recipe: str) -
             f"metrics.discovery_folder = {folder}: cannot be written to ({error.strerror}); "
             'choose a folder of your own, or "none"'
         ) from error
+    is_failed = False
     try:
         yield
+    except Exception as error:  # to be told to stop is no `Exception`, but a `BaseException`
+        is_failed = not isinstance(error, UserError) or isinstance(error, RewardError)
+        raise
     finally:
-        file.unlink(missing_ok=True)
+        if not is_failed:
+            file.unlink(missing_ok=True)
 
 
 def discovery_file(folder: Path, run: Path) -> Path:

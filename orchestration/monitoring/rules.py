@@ -82,6 +82,10 @@ def _grown(counter: str, window: str) -> str:
     return f"{counter} - ({counter} offset {window} or {counter} * 0)"
 
 
+HOUR_OLD = "time() - leash_checkpoint_timestamp_seconds > 3600"
+UP_FOR_AN_HOUR = "leash_steps_total offset 1h"
+"""Of this driver: a run that has just been resumed has lost nothing yet, however old its checkpoint."""
+
 HEALTHY_ALERTS = tuple(_alert_of(metric, metric.healthy) for metric in METRICS.values() if metric.healthy)
 
 RUN_ALERTS = (
@@ -91,8 +95,8 @@ RUN_ALERTS = (
         lasting="2m",
         severity="critical",
         summary="no answer from {{ $labels.instance }}, and the run has not said that it ends",
-        what_to_do="Its driver died without a word, or hangs: look at its folder with leash status, and go on with "
-        "leash train --resume. If it is not to go on, remove its file from the discovery folder.",
+        what_to_do="It failed, its driver was killed, or hangs: see the last words of its output and leash status, "
+        "and go on with leash train --resume. If it is not to go on, remove its file from the discovery folder.",
     ),
     Alert(
         name="LeashStandsStill",
@@ -121,10 +125,12 @@ RUN_ALERTS = (
     ),
     Alert(
         name="LeashCheckpointTooOld",
-        expr="time() - leash_checkpoint_timestamp_seconds > 3600",
+        expr=f"{HOUR_OLD} and {UP_FOR_AN_HOUR} or leash_steps_total > 0 and {UP_FOR_AN_HOUR} "
+        "unless leash_checkpoint_timestamp_seconds",
         lasting="0s",
-        summary="the last checkpoint is {{ $value | humanizeDuration }} old",
-        what_to_do="A crash would cost all steps since: set trainer.checkpoint_every lower.",
+        summary="it has run for an hour without a checkpoint",
+        what_to_do="A crash would cost all steps since the last one, or since the start: set "
+        "trainer.checkpoint_every, or set it lower.",
     ),
     Alert(
         name="LeashOverOptimization",
@@ -134,13 +140,5 @@ RUN_ALERTS = (
         summary="{{ $labels.signal }} says that the policy has begun to cheat",
         what_to_do="Read the latest samples. If they got worse while the reward rose, go back to an earlier "
         "checkpoint and raise kl_coef, or improve the reward.",
-    ),
-    Alert(
-        name="LeashSignalFarOff",
-        expr="abs(leash_signal_deviation) > 4",
-        lasting="10m",
-        summary="{{ $labels.signal }} is {{ $value | humanize }} standard deviations from the untrained policy's",
-        what_to_do="Not wrong by itself, since a policy is meant to change: read samples, and see whether the "
-        "reward still means what it should.",
     ),
 )

@@ -124,7 +124,8 @@ class MetricsConfig(Section):
     port: int | None = Field(default=0, ge=0, le=65535)
     """Port of /metrics; 0 picks a free one, and the run folder says which."""
     discovery_folder: str | None = None
-    """Folder in which Prometheus finds the runs of this machine: each says its address there while it lives."""
+    """Folder in which Prometheus finds the runs of this machine: each says its address there while it lives. One
+    that fails is left there, so that it is missed."""
 
 
 class DashboardConfig(Section):

@@ -123,6 +123,11 @@ class LiveSettings:
         """The change of a key that holds from exactly this step on."""
         return next((c for c in self._changes if c.key == key and c.from_step == step), None)
 
+    def given(self, key: str, *, but_by: str) -> Any:
+        """The latest value of a key that anybody but this one has given it, the recipe included."""
+        values = [change.value for change in self._changes if change.key == key and change.by != but_by]
+        return values[-1] if values else value_of(self._given, key)
+
     def values(self) -> dict[str, Any]:
         """Every key that can be set in this run, with its latest value."""
         values = {key: value_of(self.latest, key) for key in SETTABLE}

@@ -15,7 +15,7 @@ from core.messages import RolloutGroup
 from core.worker_report import WorkerReport
 from orchestration.alarm.monitor import Alarm, Monitor
 from orchestration.ledger.ledger import Ledger
-from orchestration.loop.step_record import rollout_figures, timing_figures
+from orchestration.loop.step_record import learning_figures, rollout_figures, timing_figures
 from orchestration.reporting.metrics_hub import MetricsHub
 from orchestration.reporting.terminal import TerminalView
 from orchestration.reporting.worker_figures import WorkerFigures
@@ -34,11 +34,17 @@ class RunLog:
         self._hub = hub
         self._view = view
         self._trackers = trackers
+        self.on_policy = True
+        """Whether what is trained on is the policy's own, and not a dataset's."""
         self.monitor: Monitor | None = None
         """Watches what is sampled, if it is to be watched."""
         self.alarms: list[Alarm] = []
         """Raised, and not yet acted on."""
+        self.is_in_doubt = False
+        """Whether the next steps may raise an alarm of what the last one began."""
         self._started = time.perf_counter()
+        self._started_s = time.time()
+        """Since 1970."""
         self._figures = WorkerFigures()
         self._checkpoint: tuple[float, int] | None = None
         """When the newest was committed, in seconds since 1970, and its bytes."""
@@ -106,10 +112,12 @@ class RunLog:
         """A worker joins, serves, dies or leaves."""
         self.event("worker", f"{worker} {event}")
         if event.startswith(("died", "left", "given up")):
-            self._hub.forget(worker)
-            self._figures.forget(worker)
-            if (latest := self._reports.pop(worker, None)) is not None:
-                self._ended.add(latest.process)
+            ranks = {name for name in self._reports if name.startswith(f"{worker}-")}  # die together
+            for name in {worker} | ranks:
+                self._hub.forget(name)
+                self._figures.forget(name)
+                if (latest := self._reports.pop(name, None)) is not None:
+                    self._ended.add(latest.process)
         if event.startswith("died"):
             kind = worker.rpartition("-")[0] or worker
             self._hub.add("leash_worker_restarts_total", 1, kind=kind)
@@ -151,7 +159,7 @@ class RunLog:
     def retries(self, kind: str, total: int) -> None:
         """Times so far that work was given to another worker of a kind."""
         self._hub.follow("leash_retries_total", total, kind=kind)
-        self._figures.follow("leash_retries_total", kind, total)
+        self._figures.follow("leash_retries_total", kind, total, begins_at=0.0)
 
     def checkpoint(self, folder: Path) -> None:
         """This is the newest: what a crash would lead back to."""
@@ -171,7 +179,9 @@ class RunLog:
         """A step is done: its weights, of this version, are in the engines."""
         record: dict[str, Any] = {"step": version}
         record["seconds_since_start"] = time.perf_counter() - self._started
-        record |= rollout_figures(groups, version) | learning | timing_figures(groups, timing)
+        record |= rollout_figures(groups, version, on_policy=self.on_policy)
+        record |= learning_figures(learning, lag=record.get("lag"))
+        record |= timing_figures(groups, timing)
         record |= self._length_ratio(groups, timing)
         record |= self._system_figures()
         rows = [row for group in groups for row in rows_of(group)]
@@ -191,7 +201,10 @@ class RunLog:
         figures = self._figures.take()
         if self._checkpoint is not None:
             committed_s, num_bytes = self._checkpoint
-            figures |= {"checkpoint_age_s": time.time() - committed_s, "checkpoint_bytes": num_bytes}
+            age_s = time.time() - max(
+                committed_s, self._started_s
+            )  # of a resumed run nothing was lost before
+            figures |= {"checkpoint_age_s": age_s, "checkpoint_bytes": num_bytes}
         return figures
 
     async def _audit(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -203,6 +216,7 @@ class RunLog:
             self._hub.add("leash_alarms_total", 1, signal=alarm.signal)
             self.event("alarm", alarm.sentence)
         self.alarms += seen.alarms
+        self.is_in_doubt = seen.is_in_doubt
         return seen.record
 
     def _count(self, record: dict[str, Any], groups: Sequence[RolloutGroup]) -> None:
@@ -211,13 +225,13 @@ class RunLog:
         hub.add("leash_rollouts_total", sum(len(group.rollouts) for group in groups))
         hub.add("leash_tokens_total", record["prompt_tokens"], kind="prompt")
         hub.add("leash_tokens_total", record["sampled_tokens"], kind="completion")
-        for group in groups:
-            for rollout in group.rollouts:
-                hub.observe("leash_rollout_lag", record["step"] - 1 - rollout.completion.policy_version)
+        for rollout in [rollout for group in groups for rollout in group.rollouts if self.on_policy]:
+            hub.observe("leash_rollout_lag", record["step"] - 1 - rollout.completion.policy_version)
         if self.ledger is not None:
             hub.follow("leash_groups_refused_total", self.ledger.num_refused)
-        for phase in ("rollout", "learn", "push"):
-            hub.observe("leash_phase_seconds", record[f"{phase}_s"], phase=phase)
+        waits = {"rollout": "wait_batch_s", "learn": "learn_s", "push": "push_s"}
+        for phase, key in waits.items():
+            hub.observe("leash_phase_seconds", record[key], phase=phase)
 
     def _length_ratio(self, groups: Sequence[RolloutGroup], timing: dict[str, float]) -> dict[str, float]:
         """Whether long or short completions are trained on less often than they are sampled."""

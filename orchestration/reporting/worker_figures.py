@@ -50,9 +50,10 @@ class WorkerFigures:
         for series in [series for series in self._totals if series[1] == worker]:
             del self._totals[series]
 
-    def follow(self, name: str, label: str, total: float) -> None:
-        """What somebody else counts. It is not known when the first count that is heard of was made."""
-        before = self._totals.get((name, label), total)
+    def follow(self, name: str, label: str, total: float, *, begins_at: float | None = None) -> None:
+        """What somebody else counts. Of who is not said to begin at a number, it is not known when the first count
+        that is heard of was made."""
+        before = self._totals.get((name, label), total if begins_at is None else begins_at)
         self.add(name, label, total - before if total >= before else total)
         self._totals[name, label] = total
 

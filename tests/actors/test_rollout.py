@@ -440,8 +440,9 @@ def test_the_pool_says_how_long_completions_waited_for_scores_and_how_long_they_
             "wait_reward_s": pytest.approx(3.0),
             "wait_reference_s": pytest.approx(2.0),
             "sampled_length": 1.0,
+            "newly_sampled_tokens": 3,
         },
-        {"sampled_length": 1.0},
+        {"sampled_length": 1.0, "newly_sampled_tokens": 0},
     ]
 
 

@@ -55,10 +55,10 @@ def run(tmp_path: Path) -> MadeUpRun:
     """Two steps of eight, with rollouts of the second and an event."""
     run = MadeUpRun(tmp_path / "run-a", model=made_up_model(tmp_path / "model"))
     run.step(
-        1, score_mean=0.25, score_std=0.5, kl_nats_per_sequence=0.1, completion_tokens=3.0, rollout_s=4.0
+        1, score_mean=0.25, score_std=0.5, kl_nats_per_sequence=0.1, completion_tokens=3.0, sampling_s=4.0
     )
     run.step(
-        2, score_mean=0.75, score_std=0.5, kl_nats_per_sequence=0.4, completion_tokens=3.0, rollout_s=6.0
+        2, score_mean=0.75, score_std=0.5, kl_nats_per_sequence=0.4, completion_tokens=3.0, sampling_s=6.0
     )
     run.event(1, "worker", "rollout-0 died and was replaced")
     good, bad = (

@@ -369,7 +369,7 @@ def test_the_picture_of_the_system_has_the_means_of_the_last_steps(
     page.goto(serve(run.folder) + "#/system")
     expect(page.get_by_text("sampling 5 s")).to_be_visible()
     expect(page.get_by_text("waits for rollouts \N{EN DASH}")).to_be_visible()
-    run.step(3, rollout_s=8.0, wait_batch_s=6.0, wait_policy_s=1.0)
+    run.step(3, sampling_s=8.0, wait_batch_s=6.0, wait_policy_s=1.0)
     expect(page.get_by_text("sampling 6 s")).to_be_visible()
     expect(page.locator(".flow .longest")).to_have_text("waits for rollouts 6 s")
 

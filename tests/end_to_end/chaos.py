@@ -286,7 +286,7 @@ def differences(first: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]]
     by_step = {record["step"]: record for record in again}
     for record in first:
         for name in LEARNED:
-            value, other = record[name], by_step[record["step"]][name]
+            value, other = record.get(name), by_step[record["step"]].get(name)
             if value != other:
                 yield f"step {record['step']}: {name} was {value!r}, and is {other!r}"
 

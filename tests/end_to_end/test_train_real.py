@@ -151,7 +151,7 @@ def test_metrics_are_served_while_it_runs(run: Finished) -> None:
 
 OF_THE_RECORD_ALONE = {
     *("seconds_since_start", "prompt_tokens", "sampled_tokens", "tokens", "sampled_length"),
-    *("rollout_s", "learn_s", "push_s", "loss_weight"),
+    *("rollout_s", "learn_s", "push_s", "loss_weight", "newly_sampled_tokens"),
 }
 """Keys of a step's record that are no metric: parts of one, or a histogram's."""
 

@@ -25,6 +25,7 @@ class Parts:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.learner = self.pool = self
+        self.fleets: dict[str, Any] = {}
 
     async def restart(self) -> None:
         self.asked.append("restart")
@@ -98,3 +99,40 @@ def test_the_summary_tells_the_settings_that_hold_at_the_end(recipe: Recipe, tmp
     run._log.resume([{"step": 2, "kl_coef": 0.3}])
     run_virtually(run._finish(2))
     assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["kl_target"] == 4.5
+
+
+def test_who_writes_the_records_knows_whether_the_policy_samples(recipe: Recipe, tmp_path: Path) -> None:
+    on_texts = recipe.model_copy(update={"datasets": (SimpleNamespace(),)})
+    runs = [make_run(each, each, tmp_path, Parts()) for each in (recipe, on_texts)]
+    assert [run._log.on_policy for run in runs] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("action", "every", "in_doubt", "saved"),
+    [
+        ("stop", 1, {2, 3}, [1, 4, 5]),
+        ("warn", 1, {2, 3}, [1, 2, 3, 4, 5]),
+        ("stop", 4, {4}, [5]),  # none is due then, but that of step 4 had to wait
+    ],
+)
+def test_where_the_alarm_stops_the_run_a_checkpoint_waits_until_no_signal_is_in_doubt(
+    recipe: Recipe, tmp_path: Path, action: str, every: int, in_doubt: set[int], saved: list[int]
+) -> None:
+    """It would take the place of the last one from before."""
+    trainer = recipe.trainer.model_copy(update={"checkpoint_every": every, "steps": 9})
+    alarm = recipe.alarm.model_copy(update={"action": action})
+    now = recipe.model_copy(update={"trainer": trainer, "alarm": alarm})
+    run = make_run(recipe, now, tmp_path, Parts())
+    steps: list[int] = []
+
+    async def save(version: int, *, keep: int) -> None:
+        steps.append(version)
+
+    async def nothing() -> None: ...
+
+    run._checkpoints = cast(Any, SimpleNamespace(save=save))
+    run._controls.after_step = nothing  # type: ignore[method-assign]
+    for step in range(1, 6):
+        run._log.is_in_doubt = step in in_doubt
+        run_virtually(run._after_step(step))
+    assert steps == saved

@@ -101,6 +101,23 @@ def test_records_after_the_checkpoint_are_cut(folder: RunFolder) -> None:
     assert file.read_text(encoding="utf-8") == ""
 
 
+def test_samples_of_a_course_that_was_given_up_go_with_its_records(folder: RunFolder) -> None:
+    """Killed at step 14, resumed from step 10 and ended at 12: nobody would write steps 13 and 14 again."""
+    samples = folder.path / "samples"
+    samples.mkdir()
+    for name in (
+        "step-000009.jsonl",
+        "step-000010.jsonl",
+        "step-000013.jsonl",
+        "step-000014.jsonl",
+        "notes.jsonl",
+    ):
+        (samples / name).write_text("{}\n", encoding="utf-8")
+    folder.cut_records_after(10)
+    kept = sorted(path.name for path in samples.iterdir())
+    assert kept == ["notes.jsonl", "step-000009.jsonl", "step-000010.jsonl"]
+
+
 @pytest.mark.parametrize("num_bytes", [1, 9, 12, len(lines(4)) - 1])
 def test_a_line_that_was_being_written_is_dropped(folder: RunFolder, num_bytes: int) -> None:
     file = folder.path / "metrics.jsonl"

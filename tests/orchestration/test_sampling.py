@@ -33,3 +33,10 @@ def test_the_summary_of_rewards_by_hand() -> None:
     assert next(line.split() for line in lines if line.startswith("score")) == [
         *("score", "2", "0.7071", "1", "3")
     ]
+
+
+def test_prompts_that_were_sampled_once_have_no_spread_to_speak_of() -> None:
+    groups = [make_group(f"group-{number}", [make_rollout(make_completion(number))]) for number in range(3)]
+    summary = reward_summary(groups)
+    assert "zero_spread_fraction" not in summary
+    assert summary_lines(summary)[0] == "3 completions of 3 prompts; cut off at the longest: 0%"

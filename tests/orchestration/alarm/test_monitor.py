@@ -114,6 +114,9 @@ def test_an_alarm_waits_for_as_many_steps_as_there_is_patience_for_and_is_raised
     assert ["repetition" in raised([each]) for each in seen] == [
         *(False, False, False, True, False, False, False, False, True)
     ]
+    assert [each.is_in_doubt for each in seen] == [
+        *(True, False, True, False, False, False, False, True, False)
+    ], "while the next step decides"
 
 
 def test_a_signal_must_be_beyond_both_limits(baseline: Baseline) -> None:

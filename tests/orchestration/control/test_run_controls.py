@@ -23,7 +23,7 @@ from orchestration.reporting.run_log import RunLog
 from orchestration.run_folder import RunFolder
 from tests.fakes import FakeWorker, run_virtually
 
-TIMES = {"rollout_s": 8.0, "step_s": 10.0}
+TIMES = {"wait_batch_s": 8.0, "step_s": 10.0}
 
 
 class FakeTrainer:
@@ -86,6 +86,7 @@ trainer.steps = 20
 trainer.prompts_per_step = 4
 kl.kl_coef = 0.1
 """
+RAISES_KL = 'alarm = { action = "raise_kl", kl_factor = 2.0, max_kl_factor = 100.0 }'
 ALARM = Alarm(signal="length", value=9.0, baseline=3.0, deviation=8.0, sentence="Three times as long.")
 
 
@@ -374,7 +375,7 @@ def test_an_alarm_does_by_itself_nothing_but_warn(tmp_path: Path) -> None:
 
 
 def test_alarms_of_a_step_raise_the_kl_coefficient_once(tmp_path: Path) -> None:
-    run = Controlled(tmp_path, 'alarm = { action = "raise_kl", kl_factor = 2.0 }')
+    run = Controlled(tmp_path, RAISES_KL)
     run.log.alarms = [ALARM, ALARM]
 
     async def four_steps() -> None:
@@ -393,7 +394,7 @@ def test_alarms_of_a_step_raise_the_kl_coefficient_once(tmp_path: Path) -> None:
 
 
 def test_the_alarm_raises_what_the_controller_made_of_the_coefficient_after_the_step(tmp_path: Path) -> None:
-    run = Controlled(tmp_path, 'alarm = { action = "raise_kl", kl_factor = 2.0 }')
+    run = Controlled(tmp_path, RAISES_KL)
 
     async def a_step_far_above_the_target() -> None:
         await run.controls.before_step(8)
@@ -406,8 +407,34 @@ def test_the_alarm_raises_what_the_controller_made_of_the_coefficient_after_the_
     assert run.learner.kl_coefs == [None, 1.8]
 
 
+def test_alarms_raise_the_coefficient_to_a_multiple_of_what_people_have_set_and_no_further(
+    tmp_path: Path,
+) -> None:
+    run = Controlled(tmp_path, 'alarm = { action = "raise_kl", kl_factor = 2.0, max_kl_factor = 5.0 }')
+
+    async def an_alarm_in_every_step() -> None:
+        for step in range(8, 13):
+            await run.controls.before_step(step)
+            run.log.records.append({"step": step, "kl_coef_next": run.controls.recipe.kl.kl_coef} | TIMES)
+            run.log.alarms = [ALARM]
+            await run.controls.after_step()
+            if step == 11:
+                await run.controls.set({"kl_coef": "0.2"})
+
+    run.run(an_alarm_in_every_step())
+    by, user = "by the alarm", f"by {getpass.getuser()}"
+    assert run.log.events == [
+        f"set: kl.kl_coef = 0.2 from step 9 on, {by}",
+        f"set: kl.kl_coef = 0.4 from step 10 on, {by}",
+        f"set: kl.kl_coef = 0.5 from step 11 on, {by}",
+        "alarm: kl_coef stays 0.5: that is alarm.max_kl_factor = 5 times 0.1 or more",
+        f"set: kl.kl_coef = 0.2 from step 12 on, {user}",
+        f"set: kl.kl_coef = 0.4 from step 13 on, {by}",
+    ]
+
+
 def test_in_a_step_that_is_done_again_the_alarm_does_not_raise_it_again(tmp_path: Path) -> None:
-    run = Controlled(tmp_path, 'alarm = { action = "raise_kl", kl_factor = 2.0 }')
+    run = Controlled(tmp_path, RAISES_KL)
 
     async def twice() -> None:
         for _ in range(2):

@@ -1,6 +1,7 @@
 """What the dashboard reads from run folders: files that grow, break off or are damaged."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,21 @@ def test_damage_is_a_problem_of_the_status(run: MadeUpRun) -> None:
     run.text("metrics.jsonl", "{broken}\n")
     status = RunView(run.folder, "a").status()
     assert "metrics.jsonl" in status["problem"]
+
+
+@pytest.mark.parametrize("damage", ["removed", "broken"])
+def test_a_run_that_goes_away_while_it_is_watched_keeps_the_recipe_that_was_read(
+    run: MadeUpRun, damage: str
+) -> None:
+    """Else the pages of all other runs that are watched beside it would end."""
+    view = RunView(run.folder, "a")
+    before = view.description()
+    if damage == "removed":
+        shutil.rmtree(run.folder)
+    else:
+        (run.folder / "recipe.toml").write_text("name = ")
+    assert (view.steps, view.model, view.description()) == (8, None, before)
+    assert view.status()["is_live"] is False
 
 
 def test_the_recipe_is_told_as_keys_that_a_command_line_takes(run: MadeUpRun) -> None:

@@ -72,6 +72,20 @@ def test_pairs_are_scored_again_at_the_length_of_the_shorter_one() -> None:
     assert comparison.after == samples_of(new)
 
 
+def test_what_is_evaluated_does_not_count_as_sampled_to_be_trained_on() -> None:
+    """Else a run that learns from a dataset would compare its texts with these by length."""
+    rewards = {"one": WeightedReward(server=FakeScorer(lambda completion: 1.0), weight=1.0)}
+    pool = RolloutPool(serving_fleet(FakeSampler()), FakeScorer(flat_reference), rewards)
+
+    async def drive() -> dict[str, float]:
+        await evaluate(pool, [make_prompt(1)], seed=0)
+        await evaluate_best_of(pool, [make_prompt(1)], count=3, seed=0)
+        return pool.take_figures()
+
+    figures = run_virtually(drive())
+    assert set(figures) == {"wait_reward_s", "wait_reference_s"}
+
+
 def test_two_evaluations_use_the_same_seeds_and_no_two_prompts_share_one() -> None:
     sampler, _ = make_pool()
     pool = RolloutPool(serving_fleet(sampler), FakeScorer(flat_reference), {})
@@ -188,7 +202,7 @@ def test_an_evaluation_that_fails_leaves_nothing_running() -> None:
     """What ran on would meet workers and a ledger that are gone, and fail once more."""
 
     class Pool:
-        async def roll_out(self, prompt: Prompt, *, group_id: str, seeds: Sequence[int]) -> Any:
+        async def roll_out(self, prompt: Prompt, *, group_id: str, seeds: Sequence[int], counts: bool) -> Any:
             if group_id == "heldout-1":
                 raise RewardError("no such table")
             await asyncio.sleep(60)

@@ -1,8 +1,9 @@
 """Which version of the policy did best on the held-out prompts."""
 
+import json
 from pathlib import Path
 
-from orchestration.loop.selection import Selection
+from orchestration.loop.selection import EVALUATIONS_FILE, Selection
 from tests.fakes import make_completion, make_rollout
 
 
@@ -28,6 +29,8 @@ def test_a_resumed_run_forgets_what_comes_after_its_checkpoint(tmp_path: Path) -
     again = Selection(tmp_path)
     again.resume(3)
     assert [record["step"] for record in again.records] == [2]
+    written = (tmp_path / EVALUATIONS_FILE).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in written] == [2], "the run may end before it evaluates again"
     assert again.add(4, rollouts(0.7))
     complete = Selection(tmp_path)
     complete.resume(4)

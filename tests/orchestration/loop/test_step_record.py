@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.messages import Completion, Prompt, Rollout, RolloutGroup, VersionSpan
-from orchestration.loop.step_record import rollout_figures, timing_figures
+from orchestration.loop.step_record import learning_figures, rollout_figures, timing_figures
 
 LN2 = math.log(2.0)
 
@@ -83,6 +83,15 @@ def test_prompts_that_are_sampled_once_have_no_spread_to_lose() -> None:
     assert rollout_figures([*GROUPS, alone], 5)["zero_spread_fraction"] == 0.5
 
 
+def test_texts_of_a_dataset_have_no_figures_of_sampling_and_no_spread_of_scores_that_nobody_gave() -> None:
+    """Else a page says of every supervised run that there is nothing to learn from its reward."""
+    of_sampling = {"lag", "version_spans", "entropy_sampled"}
+    sampled, texts = rollout_figures(GROUPS, 5), rollout_figures(GROUPS, 5, on_policy=False)
+    assert texts == {key: value for key, value in sampled.items() if key not in of_sampling}
+    unscored = rollout_figures(GROUPS[1:], 5, on_policy=False)
+    assert sampled.keys() - unscored.keys() == of_sampling | {"score_std", "zero_spread_fraction"}
+
+
 def test_kl_by_estimator() -> None:
     """Log-ratios ln 2, 0, -ln 2, 0, 0 over five tokens: k2 is half their square; k3 of ln 2 is 1/2 - 1 + ln 2, of
     -ln 2 it is 1 - ln 2."""
@@ -94,24 +103,38 @@ def test_kl_by_estimator() -> None:
     assert figures["kl_abs_nats_per_token"] == pytest.approx(2 * LN2 / 5, abs=1e-6)
 
 
+def test_engine_and_learner_are_compared_under_the_same_weights_alone() -> None:
+    """With lag the gap would be what the policy has learned since, and a red flag of engine and learner."""
+    learning = {"policy_loss": 0.5, "logprob_gap_mean": 0.2, "logprob_gap_max": 0.9}
+    assert learning_figures(learning, lag=0) == learning
+    for lag in (1, None):
+        assert learning_figures(learning, lag=lag) == {"policy_loss": 0.5}
+
+
 def test_where_the_time_went() -> None:
-    timing = {"started": 99.0, "rollout_s": 5.0, "learn_s": 2.0, "push_s": 3.0, "wait_reward_s": 0.5}
+    timing = {
+        **{"started": 99.0, "rollout_s": 5.0, "wait_batch_s": 4.0, "learn_s": 2.0, "push_s": 3.0},
+        **{"wait_reward_s": 0.5, "wait_policy_s": 6.0, "newly_sampled_tokens": 10},
+    }
     assert timing_figures(GROUPS, timing) == {
-        "rollout_s": 5.0,
-        "learn_s": 2.0,
-        "push_s": 3.0,
-        "wait_reward_s": 0.5,
-        "wait_batch_s": 5.0,
+        **{name: value for name, value in timing.items() if name != "started"},
         "step_s": 10.0,
-        "tokens_per_second_rollout": 1.0,
+        "sampling_s": 4.0,
+        "tokens_per_second_rollout": 2.5,  # of 10 that were sampled; the step trained on 5
         "tokens_per_second_learner": 6.5,
         "tokens_per_second_run": 1.3,
     }
 
 
-def test_rollouts_that_run_beside_the_learning_are_timed_by_when_they_ran() -> None:
-    """The loop hardly waited for them. They ran for 8 of 10 seconds, and for 2 had to wait for new weights."""
-    timing = {"started": 99.0, "rollout_s": 0.001, "learn_s": 8.999, "push_s": 1.0, "wait_policy_s": 2.0}
-    assert timing_figures(GROUPS, timing)["tokens_per_second_rollout"] == pytest.approx(5 / 8)
-    alone = {"started": 99.0, "rollout_s": 4.0, "learn_s": 5.0, "push_s": 1.0, "wait_policy_s": 6.0}
-    assert timing_figures(GROUPS, alone)["tokens_per_second_rollout"] == pytest.approx(5 / 4)
+def test_rollouts_that_ran_ahead_have_no_speed_in_a_step_without_sampling() -> None:
+    durations = {
+        "rollout_s": 1.0,
+        "wait_batch_s": 0.0,
+        "learn_s": 8.0,
+        "push_s": 1.0,
+        "wait_policy_s": 10.0001,
+    }
+    figures = timing_figures(GROUPS, durations | {"newly_sampled_tokens": 0})
+    assert figures["sampling_s"] == 0.0
+    assert "tokens_per_second_rollout" not in figures
+    assert "sampling_s" not in timing_figures(GROUPS, durations), "a dataset's texts are not sampled"

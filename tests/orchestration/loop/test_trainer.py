@@ -12,6 +12,7 @@ from core.errors import WorkerError
 from core.messages import RolloutGroup, SampleRequest
 from core.stream import SeededStream
 from orchestration.loop.sources import GroupSource, SampledGroups
+from orchestration.loop.step_record import timing_figures
 from orchestration.loop.trainer import Trainer
 from orchestration.recipe.config import DeadlinesConfig
 from tests.fakes import (
@@ -426,9 +427,30 @@ def test_a_step_is_in_the_ledger_before_the_learner_sees_its_groups() -> None:
     ]
 
 
-def test_a_paused_loop_stands_still_after_its_step_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seconds that a step took are those of the loop's clock."""
     virtual = SimpleNamespace(perf_counter=lambda: asyncio.get_running_loop().time())
-    monkeypatch.setattr("orchestration.loop.trainer.time", virtual)
+    for file in ("trainer", "rollout_queue"):
+        monkeypatch.setattr(f"orchestration.loop.{file}.time", virtual)
+
+
+@pytest.mark.usefixtures("virtual_time")
+def test_an_evaluation_is_no_wait_for_rollouts() -> None:
+    """The next step's groups are ready by then."""
+    loop = Loop(max_lag=1, delay_s=lambda request: 1.0)
+
+    async def evaluate(version: int) -> None:
+        await asyncio.sleep(100.0)
+
+    loop.train(4, evaluate)
+    timings = loop.observer.timings
+    assert [timing["wait_batch_s"] for timing in timings] == pytest.approx([1.0, 0.0, 0.0, 0.0])
+    assert [timing["rollout_s"] for timing in timings] == pytest.approx([1.0, 100.0, 100.0, 100.0])
+
+
+@pytest.mark.usefixtures("virtual_time")
+def test_a_paused_loop_stands_still_after_its_step_and_goes_on() -> None:
     loop = Loop(delay_s=lambda request: 1.0)
 
     async def pause(version: int) -> None:
@@ -441,6 +463,26 @@ def test_a_paused_loop_stands_still_after_its_step_and_goes_on(monkeypatch: pyte
     assert loop.learner.version == 4
     waited = [timing["rollout_s"] for timing in loop.observer.timings]
     assert 0 < max(waited) < 10, "standing still is not waiting for rollouts"
+    assert max(timing["wait_policy_s"] for timing in loop.observer.timings) < 10, "nor for weights"
+
+
+@pytest.mark.usefixtures("virtual_time")
+@pytest.mark.parametrize(("max_lag", "expected"), [(0, [6, 6, None, 6]), (1, [12, 6, None, 6])])
+def test_a_step_knows_the_speed_of_what_was_sampled_in_it(max_lag: int, expected: list[float | None]) -> None:
+    """A step has six completions of a token, each of which takes a second. With lag those of the first two steps
+    are sampled at a time; some are sampled in the pause, which is in no step."""
+    loop = Loop(max_lag=max_lag, delay_s=lambda request: 1.0)
+    figures = []
+
+    async def pause(version: int) -> None:
+        figures.append(timing_figures(loop.learner.trained_on[-1], loop.observer.timings[-1]))
+        if version == 2:
+            loop.trainer.pause()
+            asyncio.get_running_loop().call_later(500.0, loop.trainer.resume)
+
+    loop.train(5, pause)
+    speeds = [figure.get("tokens_per_second_rollout") for figure in figures]
+    assert speeds[:4] == [speed and pytest.approx(speed) for speed in expected]
 
 
 def test_a_paused_loop_can_be_stopped() -> None:

@@ -1,11 +1,12 @@
-"""The file by which Prometheus finds a run, and that it goes when the run does."""
+"""The file by which Prometheus finds a run, and that it goes when the run ends and stays when it fails."""
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
-from core.errors import UserError
+from core.errors import NoWorkerLeft, OverOptimized, RewardError, UserError
 from orchestration.monitoring.discovery import announced, discovery_file
 from orchestration.recipe.files import find_recipe
 from orchestration.recipe.loading import load_recipe
@@ -24,13 +25,30 @@ def test_a_run_is_announced_while_it_lives(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_the_file_goes_when_the_run_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "is_missed"),
+    [
+        (KeyboardInterrupt(), False),
+        (asyncio.CancelledError(), False),
+        (UserError("no such file"), False),
+        (RewardError("reward x: returned NaN"), True),
+        (NoWorkerLeft("no rollout worker is left"), True),
+        (OverOptimized("stopped by the alarm"), True),
+        (OSError("no space left on device"), True),
+    ],
+)
+def test_a_run_that_fails_is_missed_and_one_that_is_told_to_stop_is_not(
+    tmp_path: Path, error: BaseException, is_missed: bool
+) -> None:
     with (
-        pytest.raises(KeyboardInterrupt),
+        pytest.raises(type(error)),
         announced(tmp_path / "d", url=URL, run=tmp_path / "a", recipe="r"),
     ):
-        raise KeyboardInterrupt
-    assert list((tmp_path / "d").iterdir()) == []
+        raise error
+    assert len(list((tmp_path / "d").iterdir())) == is_missed
+    with announced(tmp_path / "d", url=URL, run=tmp_path / "a", recipe="r"):
+        assert len(list((tmp_path / "d").iterdir())) == 1
+    assert list((tmp_path / "d").iterdir()) == [], "resumed, and ended"
 
 
 def test_a_resumed_run_takes_the_file_that_it_left_when_it_was_killed(tmp_path: Path) -> None:

@@ -23,7 +23,13 @@ from orchestration.trackers.sink import TrackerSink
 from tests.orchestration.loop.test_step_record import GROUPS
 from tests.orchestration.reporting.test_metrics_hub import scrape
 
-TIMING = {"started": 0.0, "rollout_s": 4.0, "learn_s": 2.0, "push_s": 1.0, "sampled_length": 2.5}
+TIMING = {
+    **{"started": 0.0, "rollout_s": 4.0, "wait_batch_s": 3.0, "learn_s": 2.0, "push_s": 1.0},
+    **{"sampled_length": 2.5},
+}
+
+
+MEMORY = "leash_worker_memory_bytes"
 
 
 class FakeView:
@@ -52,7 +58,11 @@ class FakeMonitor:
         alarm = Alarm(
             signal="length", value=9.0, baseline=3.0, deviation=8.0, sentence="Three times as long."
         )
-        return Observation(record={"signal_length": 9.0}, alarms=[alarm] * (self._num_steps == 2))
+        return Observation(
+            record={"signal_length": 9.0},
+            alarms=[alarm] * (self._num_steps == 2),
+            is_in_doubt=self._num_steps == 1,
+        )
 
     def resume(self, records: list[dict[str, Any]]) -> None:
         self.resumed = records
@@ -88,16 +98,25 @@ def test_a_step_is_recorded_published_and_kept_with_its_samples(
     log: RunLog, hub: MetricsHub, tmp_path: Path
 ) -> None:
     log.worker_report("rollout-0", report(100.0))
-    asyncio.run(log.step(4, GROUPS, {"kl_coef": 0.1}, TIMING))
+    asyncio.run(log.step(4, GROUPS, {"kl_coef": 0.1, "logprob_gap_mean": 0.2}, TIMING))
     (record,) = lines(tmp_path / "metrics.jsonl")
     assert (record["step"], record["kl_coef"], record["score_mean"]) == (4, 0.1, 2.0)
     assert record["memory_rollout-0_bytes"] == 100.0
+    assert (record["lag"], "logprob_gap_mean" in record) == (1, False), "not under the same weights"
     assert record["trained_length_ratio"] == pytest.approx(1.25 / 2.5)
     assert len(lines(tmp_path / "samples" / "step-000004.jsonl")) == 4
     served = scrape(hub)
     assert served["leash_kl_coef", ()] == 0.1
     assert served["leash_rollouts_total", ()] == 4
+    assert served["leash_phase_seconds_sum", (("phase", "rollout"),)] == 3.0, "the wait alone"
     assert served["leash_rollout_lag_sum", ()] == 1  # of version 2 one, of version 3 three
+
+
+def test_texts_of_a_dataset_have_no_lag(log: RunLog, hub: MetricsHub, tmp_path: Path) -> None:
+    log.on_policy = False
+    asyncio.run(log.step(4, GROUPS, {}, TIMING))
+    assert "lag" not in lines(tmp_path / "metrics.jsonl")[0]
+    assert scrape(hub).get(("leash_rollout_lag_count", ()), 0) == 0
 
 
 def test_a_report_that_another_one_overtook_counts_nothing_twice(log: RunLog, hub: MetricsHub) -> None:
@@ -138,8 +157,9 @@ def test_an_alarm_is_counted_told_and_kept_for_who_acts_on_it(
 
     async def two_steps() -> None:
         await log.step(1, GROUPS, {}, TIMING)
-        assert log.alarms == []
+        assert (log.alarms, log.is_in_doubt) == ([], True)
         await log.step(2, GROUPS, {}, TIMING)
+        assert not log.is_in_doubt
 
     asyncio.run(two_steps())
     assert [alarm.signal for alarm in log.alarms] == ["length"]
@@ -164,6 +184,23 @@ def test_who_is_gone_uses_no_memory_and_its_death_is_told(
     assert view.notes == ["rollout-0 died: of old age"]
 
 
+def test_the_ranks_of_a_learner_that_died_are_gone_with_it(
+    log: RunLog, hub: MetricsHub, tmp_path: Path
+) -> None:
+    names = ("learner-0", "learner-1", "rollout-1", "rollout-10")
+    log.all_reported({name: WorkerReport(gauges={MEMORY: 100.0}, totals={}, process=name) for name in names})
+    log.worker_event("learner", "died: rank 1 did not answer")
+    log.worker_event("rollout-1", "died: of old age")
+    late = WorkerReport(gauges={MEMORY: 100.0}, totals={}, process="learner-0")
+    log.worker_report("learner-0", late)
+    asyncio.run(log.step(1, GROUPS, {}, TIMING))
+    (record,) = lines(tmp_path / "metrics.jsonl")
+    assert [key for key in record if key.startswith("memory_")] == ["memory_rollout-10_bytes"]
+    served = scrape(hub)
+    assert [labels for name, labels in served if name == MEMORY] == [(("worker", "rollout-10"),)]
+    assert served["leash_worker_restarts_total", (("kind", "learner"),)] == 1
+
+
 def test_restarts_retries_and_the_checkpoint_are_in_the_record(
     log: RunLog, hub: MetricsHub, tmp_path: Path
 ) -> None:
@@ -172,8 +209,8 @@ def test_restarts_retries_and_the_checkpoint_are_in_the_record(
     (checkpoint / "model").write_bytes(bytes(70))
     os.utime(checkpoint, (time.time() - 100, time.time() - 100))
     log.checkpoint(checkpoint)
+    log._started_s -= 1000
     log.worker_event("rollout-0", "died: of old age")
-    log.retries("rollout", 0)
     log.retries("rollout", 2)
     asyncio.run(log.step(1, GROUPS, {}, TIMING))
     (record,) = lines(tmp_path / "metrics.jsonl")
@@ -182,6 +219,15 @@ def test_restarts_retries_and_the_checkpoint_are_in_the_record(
     served = scrape(hub)
     assert served["leash_worker_restarts_total", (("kind", "rollout"),)] == 1, "not counted twice"
     assert served["leash_checkpoint_age_seconds", ()] == record["checkpoint_age_s"]
+
+
+def test_the_checkpoint_that_a_run_was_resumed_from_counts_from_then_on(log: RunLog, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "step-3"
+    checkpoint.mkdir()
+    os.utime(checkpoint, (time.time() - 2 * 86400, time.time() - 2 * 86400))
+    log.checkpoint(checkpoint)
+    asyncio.run(log.step(4, GROUPS, {}, TIMING))
+    assert 0 <= lines(tmp_path / "metrics.jsonl")[0]["checkpoint_age_s"] < 60
 
 
 def test_what_is_quiet_is_for_the_record_alone(log: RunLog, view: FakeView, tmp_path: Path) -> None:

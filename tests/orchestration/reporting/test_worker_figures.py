@@ -63,6 +63,14 @@ def test_what_is_counted_here_begins_at_zero() -> None:
     assert figures.take() == {"restarts_rollout": 1.0, "retries_rollout": 2.0}
 
 
+def test_the_first_count_counts_of_who_is_known_to_begin_at_zero() -> None:
+    figures = WorkerFigures()
+    figures.follow("leash_retries_total", "rollout", 3, begins_at=0.0)
+    assert figures.take() == {"retries_rollout": 3.0}
+    figures.follow("leash_retries_total", "rollout", 4, begins_at=0.0)
+    assert figures.take() == {"retries_rollout": 1.0}
+
+
 def test_a_metric_that_is_in_no_record_is_left_out() -> None:
     figures = WorkerFigures()
     figures.add("leash_groups_discarded_total", "no spread", 1)

@@ -7,7 +7,13 @@ import { RunSelect, shownRun } from "../run_select.js";
 
 const NUM_STEPS = 10;
 // That figures are means of.
-const PHASES = [["rollout_s", "waiting for rollouts"], ["learn_s", "learning"], ["push_s", "weight push"]];
+const PHASES = [
+  ["waiting for rollouts", (means) => means.wait_batch_s],
+  ["learning", (means) => means.learn_s],
+  ["weight push", (means) => means.push_s],
+  // A step's rollout_s begins where the step before ended.
+  ["evaluations and checkpoints", (means) => means.rollout_s - means.wait_batch_s],
+];
 
 export class SystemView {
   constructor(element) {
@@ -74,18 +80,18 @@ function meansOf(records) {
 }
 
 function phaseBar(means) {
-  const parts = PHASES.filter(([key]) => isNumber(means[key]));
-  const whole = parts.reduce((sum, [key]) => sum + means[key], 0);
+  const parts = PHASES.map(([name, seconds]) => [name, seconds(means)]).filter(([, seconds]) => isNumber(seconds));
+  const whole = parts.reduce((sum, [, seconds]) => sum + seconds, 0);
   if (!whole) return null;
   let x = 0;
-  const bars = parts.map(([key], index) => {
-    const width = (100 * means[key]) / whole;
+  const bars = parts.map(([, seconds], index) => {
+    const width = (100 * seconds) / whole;
     const bar = svg("rect", { x, y: 0, width: Math.max(width - 0.2, 0), height: 6, class: `fill-${index}` });
     x += width;
     return bar;
   });
-  const texts = parts.map(([key, name], index) => h("li", {}, h("span", { class: `dot line-${index}`, "aria-hidden": "true" }),
-    `${name} ${figure(means[key], "seconds")} (${Math.round((100 * means[key]) / whole)} %)`));
+  const texts = parts.map(([name, seconds], index) => h("li", {}, h("span", { class: `dot line-${index}`, "aria-hidden": "true" }),
+    `${name} ${figure(seconds, "seconds")} (${Math.round((100 * seconds) / whole)} %)`));
   return [svg("svg", { viewBox: "0 0 100 6", preserveAspectRatio: "none", class: "phase-bar", "aria-hidden": "true" }, bars),
     h("ul", { class: "phases", "aria-label": "Where the time of a step goes" }, texts)];
 }
