@@ -201,10 +201,10 @@ class RunLog:
         figures = self._figures.take()
         if self._checkpoint is not None:
             committed_s, num_bytes = self._checkpoint
-            age_s = time.time() - max(
+            since_s = max(
                 committed_s, self._started_s
-            )  # of a resumed run nothing was lost before
-            figures |= {"checkpoint_age_s": age_s, "checkpoint_bytes": num_bytes}
+            )  # what a run did before it was resumed is not at stake
+            figures |= {"checkpoint_age_s": time.time() - since_s, "checkpoint_bytes": num_bytes}
         return figures
 
     async def _audit(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
