@@ -72,8 +72,8 @@ OPTIMIZATION_METRICS = (
     Metric(
         name="leash_ratio_max",
         kind="gauge",
-        help="Largest ratio of a token's probability to that under who sampled it, so with lag an "
-        "older one; with algorithm.importance_sampling to that before the step",
+        help="Largest ratio of a token's probability to that when it was sampled, so with lag under an older "
+        "policy; with algorithm.importance_sampling to that before the step",
         panel=APPROX_KL,
         owner="learner",
         record="ratio_max",

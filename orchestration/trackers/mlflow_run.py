@@ -13,8 +13,8 @@ from orchestration.run_folder import write_atomically
 from orchestration.trackers.config import MlflowConfig
 from orchestration.trackers.tracker import Table, TrackedRun, numbers_of
 
-PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000
-"""What MLflow takes; a step of a hundred workers has more metrics."""
+PARAMS_PER_CALL = 100
+"""What MLflow takes."""
 
 
 class MlflowTracker:
@@ -52,8 +52,7 @@ class MlflowTracker:
     def _write(self, step: int, figures: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value in figures.items()]
-        for start in range(0, len(metrics), METRICS_PER_CALL):
-            self._client.log_batch(self._run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+        self._client.log_batch(self._run_id, metrics=metrics)
 
     def _write_settings(self, run: TrackedRun) -> None:
         params = [Param(key, str(value)) for key, value in run.settings.items()]

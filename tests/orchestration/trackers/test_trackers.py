@@ -118,16 +118,6 @@ def test_figures_samples_events_settings_and_the_end_can_be_read_back(tracked: T
     assert written.finished
 
 
-def test_a_step_of_many_workers_is_written_whole(tracked: Tracked) -> None:
-    """MLflow takes a thousand figures a call."""
-    sink = tracked.open()
-    sink.step({"step": 1} | {f"memory_rollout-{index}_bytes": float(index) for index in range(1050)}, [])
-    sink.close({})
-    assert list(sink.lost.values()) == [0]
-    figures = tracked.read().figures
-    assert sorted(figure[1] for name, figure in figures.items() if "memory" in name) == list(range(1050))
-
-
 def as_written(written: Written, step: int) -> Callable[[float], str]:
     """Numbers stay numbers, but for TensorBoard, whose tables are text."""
     is_text = isinstance(written.samples[step][0][2], str)
