@@ -64,6 +64,18 @@ def comparable(
     return told_apart
 
 
+def check_equally_good(groups: Sequence[DemonstrationGroup | RolloutGroup], where: str) -> None:
+    """Raises `UserError` if a group says that one of its texts is better: who learns all of them alike learns the
+    worse ones as well."""
+    told_apart = [group for group in groups if len(set(_scores(group))) > 1]
+    if told_apart:
+        raise UserError(
+            f"{where}: {len(told_apart)} of its {len(groups)} groups hold texts of different score, and sft would "
+            "learn the worse ones like the better. Set algorithm.top_k = 1 to learn the best of each group, or "
+            'algorithm.kind = "dpo" to learn from the comparison.'
+        )
+
+
 def _not_empty(groups: Sequence[G], where: str) -> Sequence[G]:
     if not groups:
         raise UserError(f"{where}: nothing in it to learn from")
