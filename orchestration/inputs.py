@@ -21,6 +21,7 @@ from core.scored_text import special_token_ids
 from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig, SFTConfig
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, model_source, resolve_model
+from orchestration.earlier_runs import check_decoded_alike
 from orchestration.file_lock import locked
 from orchestration.heldout_texts import HELDOUT_TEXTS, hold_out
 from orchestration.recipe.config import Recipe
@@ -34,6 +35,8 @@ class RunInputs:
     """Model, prompts and reward models of a recipe. Raises `UserError` for whatever is wrong with them."""
 
     def __init__(self, recipe: Recipe) -> None:
+        if isinstance(recipe.algorithm, REBELConfig):
+            check_decoded_alike(recipe)
         self.model_source = model_source(recipe.model.path, recipe.model.revision)
         """For processes on other nodes; `model_path` is its folder here."""
         self.model_path = resolve_model(recipe.model.path, recipe.model.revision)

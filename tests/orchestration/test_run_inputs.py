@@ -15,7 +15,7 @@ from orchestration.recipe.loading import load_recipe
 from tests.fakes import make_completion, make_group, make_rollout, save_tiny_tokenizer
 from tests.recipes import MINIMAL
 
-SFT, DPO = 'algorithm={kind="sft"}', 'algorithm={kind="dpo"}'
+SFT, DPO, REBEL = ('algorithm={kind="sft"}', 'algorithm={kind="dpo"}', 'algorithm={kind="rebel"}')
 Inputs = Callable[..., RunInputs]
 
 
@@ -39,12 +39,13 @@ def write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def write_run(folder: Path, *scores: float) -> str:
+def write_run(folder: Path, *scores: float, recipe: str = "") -> str:
     """Samples of an earlier run, of one prompt, and its table."""
     (folder / "samples").mkdir(parents=True)
+    (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
     group: RolloutGroup = make_group("g", [make_rollout(make_completion(5), score=score) for score in scores])
     write(folder / "samples" / "step-000001.jsonl", rows_of(group))
-    return f'datasets=[{{kind="run", path="{folder.name}"}}]'
+    return f'datasets=[{{kind="run", path="{folder}"}}]'
 
 
 PREFERENCE = {"prompt": "film", "chosen": " good", "rejected": " bad"}
@@ -73,3 +74,49 @@ def test_several_samples_of_a_prompt_are_such_texts_too(inputs: Inputs, tmp_path
         inputs(SFT, table)
     for scores in ((1.0,), (1.0, 1.0)):
         assert inputs(SFT, write_run(tmp_path / f"equal-{len(scores)}", *scores)).datasets
+
+
+def texts_of_a_run(recipe: str) -> str:
+    """The recipe of an earlier run that learned from texts."""
+    return recipe + '[[datasets]]\nkind = "jsonl"\npath = "x"\n'
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "said"),
+    [
+        (
+            "[rollout]\ntemperature = 0.7\ntop_p = 0.9\n",
+            ["rollout.temperature=0.7"],
+            "top_p = 0.9, and the policy's would be at top_p = 1.0, so .* Set rollout.top_p = 0.9, or",
+        ),
+        ('[rollout]\ntop_k = "none"\n', ["rollout.top_k=5"], 'at top_k = "none", and .* at top_k = 5, so'),
+        ("[rollout]\ntemperature = 0.7\n", ["rollout.temperature=0"], "0.7, and .* at temperature = 1.0, so"),
+        (texts_of_a_run("[rollout]\nmin_p = 0.1\n"), ["rollout.min_p=0.1"], "at min_p = 0.0, and"),
+        ("temperature =", [], "recipe.toml, which says how its samples were decoded, cannot be read"),
+    ],
+)
+def test_rebel_compares_log_probs_of_one_decoding(
+    inputs: Inputs, tmp_path: Path, earlier: str, now: list[str], said: str
+) -> None:
+    table = write_run(tmp_path / "run", 1.0, 2.0, recipe=earlier)
+    with pytest.raises(UserError, match=said):
+        inputs(REBEL, table, *now)
+    assert inputs(DPO, table, *now).datasets
+    of_run = f'[[datasets]]\nkind = "run"\npath = "{tmp_path / "run"}"\n'
+    with pytest.raises(UserError, match=said):  # its samples' log-probs are those of the first run
+        inputs(REBEL, write_run(tmp_path / "again", 1.0, 2.0, recipe=of_run), *now)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now"),
+    [
+        ("", []),
+        ("[rollout]\ntemperature = 0.7\ntop_p = 0.9\ntop_k = 4", ["temperature=0.7", "top_p=0.9", "top_k=4"]),
+        (texts_of_a_run("[rollout]\nmin_p = 0.1\ntemperature = 0.7\n"), ["temperature=0.7"]),
+    ],
+)
+def test_rebel_learns_from_a_run_that_sampled_alike(
+    inputs: Inputs, tmp_path: Path, earlier: str, now: list[str]
+) -> None:
+    table = write_run(tmp_path / "run", 1.0, 2.0, recipe=earlier)
+    assert inputs(REBEL, table, *(f"rollout.{setting}" for setting in now)).datasets
