@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.errors import UserError
@@ -31,16 +31,30 @@ PERPLEXITY_FILE = "heldout-perplexity.json"
 class HeldOut:
     """The same prompts and seeds under each policy version that is asked for."""
 
-    def __init__(self, recipe: Recipe, inputs: RunInputs, workers: Workers, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        inputs: RunInputs,
+        workers: Workers,
+        folder: RunFolder,
+        *,
+        note: Callable[[str], None],
+    ) -> None:
         self._recipe = recipe
         self._inputs = inputs
         self._workers = workers
         self._folder = folder.path
-        self._selection = Selection(folder.path)
+        self._selection = Selection(folder.path, saves_model=recipe.trainer.save_model)
+        self._note = note
 
     def resume(self, version: int) -> None:
-        """Forget the evaluations of later versions."""
-        self._selection.resume(version)
+        """Forget the evaluations of later versions, and the best model if it is of one."""
+        lost = self._selection.resume(version)
+        if lost is not None:
+            self._note(
+                f"{self._selection.model} was of step {lost}, which the run no longer has, and is removed; the "
+                "best of the evaluations from now on takes its place"
+            )
 
     async def before(self, version: int) -> None:
         """Sample from the untrained policy; a resumed run has kept what it sampled."""
@@ -87,7 +101,8 @@ class HeldOut:
 
     async def _select(self, version: int, rollouts: list[Rollout]) -> None:
         if self._selection.add(version, rollouts) and self._recipe.trainer.save_model:
-            await self._workers.learner.save_model((self._folder / "model-best").absolute())
+            await self._workers.learner.save_model(self._selection.model.absolute())
+            self._selection.saved()
 
     async def _perplexities(self) -> dict[str, float | None] | None:
         """Of human-written texts that nothing was learned from; None if there are none."""
