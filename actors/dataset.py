@@ -64,6 +64,18 @@ def comparable(
     return told_apart
 
 
+def check_equally_good(groups: Sequence[DemonstrationGroup | RolloutGroup], where: str) -> None:
+    """Raises `UserError` if a group says that one of its texts is better: who learns all of them alike learns the
+    worse ones as well."""
+    told_apart = [group for group in groups if len(set(_scores(group))) > 1]
+    if told_apart:
+        raise UserError(
+            f"{where}: {len(told_apart)} of its {len(groups)} groups hold texts of different score, and sft would "
+            "learn the worse ones like the better. Set algorithm.top_k = 1 to learn the best of each group, or "
+            'algorithm.kind = "dpo" to learn from the comparison.'
+        )
+
+
 def _not_empty(groups: Sequence[G], where: str) -> Sequence[G]:
     if not groups:
         raise UserError(f"{where}: nothing in it to learn from")
@@ -114,20 +126,39 @@ def _opening(row: RatedText, num_words: int) -> Texts:
 
 
 def _comparisons(config: MovieReviewDataset, train: list[RatedText]) -> Iterator[Texts]:
-    """Random groups of whole snippets, all after the same prompt."""
-    if config.group_size > len(train):
-        raise UserError(
-            f"dataset.group_size: {config.group_size}, but there are {len(train)} snippets; set at most that"
-        )
+    """Random groups of whole snippets, all after the same prompt. Where some are held out, so are their snippets:
+    none is in a group of the other part."""
+    fraction = config.heldout_fraction
+    of_heldout = max(1, int(config.max_examples * fraction)) if fraction else 0
+    # By another seed than the one that has put all of them into this split.
+    parts = split_ratings(
+        train,
+        seed=config.split_seed + 1,
+        fractions={"train": 1 - fraction, "heldout": fraction, "prompts": 0.0},
+    )
     random = np.random.default_rng(config.split_seed)
+    for snippets, wanted in (
+        (parts["train"], config.max_examples - of_heldout),
+        (parts["heldout"], of_heldout),
+    ):
+        if wanted and config.group_size > len(snippets):
+            raise UserError(
+                f"dataset.group_size: {config.group_size}, but there are {len(snippets)} snippets; set at most that"
+            )
+        yield from _random_groups(config, snippets, wanted, random)
+
+
+def _random_groups(
+    config: MovieReviewDataset, snippets: list[RatedText], wanted: int, random: np.random.Generator
+) -> Iterator[Texts]:
     found = 0
-    for _ in range(DRAWS_PER_COMPARISON * config.max_examples):
-        rows = [train[int(i)] for i in random.choice(len(train), config.group_size, replace=False)]
+    for _ in range(DRAWS_PER_COMPARISON * wanted):
+        rows = [snippets[int(i)] for i in random.choice(len(snippets), config.group_size, replace=False)]
         ratings = [row.rating for row in rows]
         if max(ratings) - min(ratings) >= config.min_rating_difference:
             yield config.shared_prompt, [(f" {row.text}", row.rating) for row in rows]
             found += 1
-            if found == config.max_examples:
+            if found == wanted:
                 return
 
 

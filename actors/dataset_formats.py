@@ -58,9 +58,10 @@ def read_row(
     """The row's format is told by its columns. Raises `UserError` that begins with `where`, also for chosen and
     rejected without their scores if ratings are needed."""
     row = dict(row)
-    if "text" in row:
+    is_compared = {"chosen", "rejected"} <= row.keys() or {"completions", "ratings"} <= row.keys()
+    if not is_compared and "text" in row:  # or else it is the whole of one of those that are compared
         return "", [(_string(row["text"], where, "text"), 0.0)]
-    if "messages" in row:
+    if not is_compared and "messages" in row:
         messages = _messages(row["messages"], where, "messages")
         row = {"prompt": messages[:-1], "completion": messages[-1:]}
     if "chosen" in row and "rejected" in row:
@@ -100,8 +101,10 @@ def _render(
     """Prompt and completions as text; conversations by the model's chat template."""
     if isinstance(prompt, str) and all(isinstance(completion, str) for completion in completions):
         return prompt, [str(completion) for completion in completions]
-    asked = _messages(prompt, where, "prompt") if prompt else []
+    asked = _messages(prompt, where, "prompt") if prompt and not isinstance(prompt, str) else []
     answers = [_messages(completion, where, "a completion") for completion in completions]
+    if isinstance(prompt, str) and prompt and not all(_begins_with_a_question(answer) for answer in answers):
+        raise UserError(f"{where}: prompt holds {_shown(prompt)}, not a message with role and content")
     if not asked:  # an implicit prompt: what the conversations begin with
         asked = answers[0][:-1]
         if any(answer[:-1] != asked for answer in answers):
@@ -121,6 +124,11 @@ def _render(
             )
         texts.append(_ended_once(whole[len(head) :], tokenizer.eos_token))
     return head, texts
+
+
+def _begins_with_a_question(conversation: list[dict[str, str]]) -> bool:
+    """Then a text beside it as prompt says what is in it already."""
+    return len(conversation) > 1 and conversation[0]["role"] != "assistant"
 
 
 def _templated(

@@ -59,10 +59,18 @@ def load_samples(config: RunDataset, *, max_tokens: int) -> Iterator[RolloutGrou
 
 
 def load_step(file: Path) -> list[RolloutGroup]:
-    """The groups of one step, in the order of their first rows."""
+    """The groups of one step, in the order of their first rows. Raises `UserError` if one has two prompts."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in load_jsonl(file, REQUIRED_COLUMNS):
-        groups.setdefault(str(row["group"]), []).append(row)
+        members = groups.setdefault(str(row["group"]), [])
+        members.append(row)
+        first, prompt = members[0]["prompt"], row["prompt"]
+        if prompt != first:
+            raise UserError(
+                f"{file}: {row['group']} has two prompts, {first!r:.60} and {prompt!r:.60}, so "
+                "its completions cannot be compared: groups of several datasets have one name there, as older "
+                "versions of Leash wrote them. Leave the step out (first_step), or make the run again."
+            )
     return [
         RolloutGroup(group_id=name, rollouts=tuple(_rollouts(name, rows))) for name, rows in groups.items()
     ]

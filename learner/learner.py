@@ -131,8 +131,8 @@ class Learner:
 
     @torch.no_grad()
     def mean_nll(self, texts: Sequence[Demonstration]) -> float:
-        """Nats a token: mean negative log-likelihood of texts, for held-out perplexity. All ranks call, and
-        each looks at all texts."""
+        """Nats a token: mean negative log-likelihood of texts, for held-out perplexity: at temperature 1 over the
+        whole vocabulary, however completions are sampled. All ranks call, and each looks at all texts."""
         total, num_tokens = 0.0, 0
         sequences = [(text.token_ids_T, text.sampled_T) for text in texts]
         for members in plan_rows([len(ids) for ids, _ in sequences], self._config.token_budget):

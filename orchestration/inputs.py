@@ -12,15 +12,16 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RewardModelReward
-from actors.dataset import comparable, load_dataset, load_heldout_texts
+from actors.dataset import check_equally_good, comparable, load_dataset, load_heldout_texts
 from actors.prompts import load_prompts
 from core.hub import ModelSource
 from core.messages import DemonstrationGroup, Int32s, Prompt
 from core.pretrained import check_model, load_tokenizer
 from core.scored_text import special_token_ids
-from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig
+from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig, SFTConfig
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, model_source, resolve_model
+from orchestration.earlier_runs import check_decoded_alike
 from orchestration.file_lock import locked
 from orchestration.heldout_texts import HELDOUT_TEXTS, hold_out
 from orchestration.recipe.config import Recipe
@@ -34,6 +35,8 @@ class RunInputs:
     """Model, prompts and reward models of a recipe. Raises `UserError` for whatever is wrong with them."""
 
     def __init__(self, recipe: Recipe) -> None:
+        if isinstance(recipe.algorithm, REBELConfig):
+            check_decoded_alike(recipe)
         self.model_source = model_source(recipe.model.path, recipe.model.revision)
         """For processes on other nodes; `model_path` is its folder here."""
         self.model_path = resolve_model(recipe.model.path, recipe.model.revision)
@@ -51,13 +54,8 @@ class RunInputs:
             if isinstance(recipe.prompts, MovieReviewPrompts)
             else None
         )
-        self.datasets: list[Sequence[Group]] = [self._load(dataset, recipe) for dataset in recipe.datasets]
-        if isinstance(recipe.algorithm, DPOConfig | RPOConfig | REBELConfig):
-            self.datasets = [
-                comparable(groups, f"datasets.{place} ({dataset.kind})")
-                for place, (groups, dataset) in enumerate(zip(self.datasets, recipe.datasets, strict=True))
-            ]
-        self.datasets, kept_back = hold_out(self.datasets, recipe.datasets)
+        loaded = [self._load(dataset, recipe) for dataset in recipe.datasets]
+        self.datasets, kept_back = hold_out(_for_method(recipe, loaded), recipe.datasets)
         self.heldout_texts = kept_back or self.heldout_texts
         self.pretraining = self._pretraining(recipe)
         self.reward_sources: dict[str, ModelSource] = {}
@@ -153,6 +151,18 @@ def train_reward_model(recipe: Recipe) -> Path:
         flush=True,
     )
     return folder
+
+
+def _for_method(recipe: Recipe, datasets: Sequence[Sequence[Group]]) -> list[Sequence[Group]]:
+    """What the algorithm has a use for in each dataset. Raises `UserError` where that is nothing, or harm."""
+    places = [f"datasets.{place} ({dataset.kind})" for place, dataset in enumerate(recipe.datasets)]
+    match recipe.algorithm:
+        case DPOConfig() | RPOConfig() | REBELConfig():
+            return [comparable(groups, where) for groups, where in zip(datasets, places, strict=True)]
+        case SFTConfig(top_k=None):
+            for groups, where in zip(datasets, places, strict=True):
+                check_equally_good(groups, where)
+    return list(datasets)
 
 
 def _reward_model(recipe: Recipe, reward: RewardModelReward, table: str) -> tuple[ModelSource, Path]:

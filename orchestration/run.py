@@ -129,7 +129,9 @@ class Run:
                     self._log,
                     journals_groups=not self._recipe.datasets,
                 )
-                self._heldout = HeldOut(self._recipe, self._inputs, self._workers, self._folder)
+                self._heldout = HeldOut(
+                    self._recipe, self._inputs, self._workers, self._folder, note=self._log.note
+                )
                 try:
                     return await self._train_and_compare()
                 finally:

@@ -4,6 +4,7 @@ recipe.toml           the resolved recipe          metrics.jsonl     one object 
 run.json              versions, commit, seed       samples/          every rollout, one file a step
 heldout-before.jsonl  held-out completions         summary.json      the result, for people and scripts
 heldout-after.jsonl   of both policies             before-after.md   the two side by side
+heldout-perplexity.json   of held-out texts before training
 checkpoints/step-N/   to go on from                model/            the trained policy, Hugging Face format
 evaluations.jsonl     held-out prompts on the way  model-best/       the version that did best on them
 ledger/               what became of every group   control.json      how to steer it, while it lives
@@ -89,7 +90,10 @@ class RunFolder:
         recipe may use the folder. Files of others stay, and the folder with them."""
         if not self._is_new or (self.path / "metrics.jsonl").exists() or (self.path / "checkpoints").exists():
             return
-        for name in ("recipe.toml", "run.json", "metrics-url.txt", "heldout-before.jsonl"):
+        for name in (
+            *("recipe.toml", "run.json", "metrics-url.txt"),
+            *("heldout-before.jsonl", "heldout-perplexity.json"),
+        ):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / LEDGER_FOLDER, ignore_errors=True)
         for folder in (self.path / "samples", self.path):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.errors import UserError
@@ -25,21 +25,36 @@ from orchestration.run_folder import RunFolder, write_json
 
 BEFORE_FILE, AFTER_FILE = "heldout-before.jsonl", "heldout-after.jsonl"
 BEST_OF_FILE = "best-of-n.json"
+PERPLEXITY_FILE = "heldout-perplexity.json"
 
 
 class HeldOut:
     """The same prompts and seeds under each policy version that is asked for."""
 
-    def __init__(self, recipe: Recipe, inputs: RunInputs, workers: Workers, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        inputs: RunInputs,
+        workers: Workers,
+        folder: RunFolder,
+        *,
+        note: Callable[[str], None],
+    ) -> None:
         self._recipe = recipe
         self._inputs = inputs
         self._workers = workers
         self._folder = folder.path
-        self._selection = Selection(folder.path)
+        self._selection = Selection(folder.path, saves_model=recipe.trainer.save_model)
+        self._note = note
 
     def resume(self, version: int) -> None:
-        """Forget the evaluations of later versions."""
-        self._selection.resume(version)
+        """Forget the evaluations of later versions, and the best model if it is of one."""
+        lost = self._selection.resume(version)
+        if lost is not None:
+            self._note(
+                f"{self._selection.model} was of step {lost}, which the run no longer has, and is removed; the "
+                "best of the evaluations from now on takes its place"
+            )
 
     async def before(self, version: int) -> None:
         """Sample from the untrained policy; a resumed run has kept what it sampled."""
@@ -48,6 +63,8 @@ class HeldOut:
             return
         if version > 0:
             raise UserError(f"{file}: missing, and version {version} is no longer the untrained policy")
+        if (perplexity := await self._perplexity()) is not None:
+            write_json(self._folder / PERPLEXITY_FILE, {"before": perplexity})
         save_samples(samples_of(await self._evaluate()), file)
         if self._recipe.trainer.best_of:
             # What choosing among samples of the untrained policy reaches: a bar for any training.
@@ -71,7 +88,7 @@ class HeldOut:
             await self._select(version, after)
         save_samples(samples_of(after), self._folder / AFTER_FILE)
         comparison = await compare(self._workers.pool, before, after, self._inputs.decode)
-        figures = summarize(comparison) | {"heldout_perplexity": await self._perplexity()}
+        figures = summarize(comparison) | {"heldout_perplexity": await self._perplexities()}
         if self._selection.best:
             figures["best_evaluation"] = self._selection.best
         best_of = self._folder / BEST_OF_FILE
@@ -84,16 +101,20 @@ class HeldOut:
 
     async def _select(self, version: int, rollouts: list[Rollout]) -> None:
         if self._selection.add(version, rollouts) and self._recipe.trainer.save_model:
-            await self._workers.learner.save_model((self._folder / "model-best").absolute())
+            await self._workers.learner.save_model(self._selection.model.absolute())
+            self._selection.saved()
 
-    async def _perplexity(self) -> dict[str, float] | None:
-        """Of human-written texts that nothing was learned from; None if the prompts have none. The reference
-        is the untrained policy."""
-        texts = self._inputs.heldout_texts
-        if texts is None:
+    async def _perplexities(self) -> dict[str, float | None] | None:
+        """Of human-written texts that nothing was learned from; None if there are none."""
+        after = await self._perplexity()
+        if after is None:
             return None
-        reference = await self._workers.pool.score_demonstrations(texts)
-        return {
-            "before": math.exp(reference.reference_nll),
-            "after": math.exp(await self._workers.learner.mean_nll(texts.demonstrations)),
-        }
+        file = self._folder / PERPLEXITY_FILE
+        # Older versions of Leash did not keep it.
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"before": None}
+        return before | {"after": after}
+
+    async def _perplexity(self) -> float | None:
+        """Of the present policy, by the learner before and after: the same measure, and the same rounding."""
+        texts = self._inputs.heldout_texts
+        return None if texts is None else math.exp(await self._workers.learner.mean_nll(texts.demonstrations))

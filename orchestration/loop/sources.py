@@ -6,6 +6,7 @@ and the seeds), so a resumed run goes on where it stopped.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from actors.config import SEEDS_PER_GROUP
@@ -162,7 +163,8 @@ class DatasetGroups:
         self._scored: dict[tuple[int, int], asyncio.Task[RolloutGroup]] = {}
 
     async def group(self, number: int) -> RolloutGroup:
-        """The group with this number."""
+        """The group with this number, and with a name of its own: groups of two datasets may have the same, and
+        those of a small one come several times in a step."""
         which, index = self._stream.place(number)
         if (which, index) not in self._scored:
             group = self._datasets[which][index]
@@ -173,7 +175,8 @@ class DatasetGroups:
             )
             self._scored[which, index] = task = asyncio.create_task(scoring)
             task.add_done_callback(lambda task: self._forget_failed(which, index, task))
-        return await asyncio.shield(self._scored[which, index])
+        scored = await asyncio.shield(self._scored[which, index])
+        return replace(scored, group_id=f"group-{number}-of-dataset-{which}")
 
     def _forget_failed(self, which: int, index: int, task: asyncio.Task[RolloutGroup]) -> None:
         """Who asks again must not hear of a learner that has been replaced since."""

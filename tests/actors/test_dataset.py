@@ -257,6 +257,18 @@ def test_comparisons_keep_the_smallest_rating_difference(
         assert max(ratings) - min(ratings) >= difference
 
 
+def test_snippets_that_are_held_out_are_compared_with_each_other_alone(reviews: Path) -> None:
+    config = movie_reviews("comparisons", max_examples=500, heldout_fraction=0.1)
+    found = [{text for text, _ in texts} for _, texts in examples(load(config, data_folder=reviews))]
+    assert len(found) == 500
+    learned, kept_back = ({text for texts in part for text in texts} for part in (found[:450], found[450:]))
+    assert not learned & kept_back
+    with pytest.raises(
+        UserError, match=r"^dataset.group_size: 9, but there are \d snippets; set at most that"
+    ):
+        load(config.model_copy(update={"group_size": 9, "heldout_fraction": 0.02}), data_folder=reviews)
+
+
 def test_a_difference_that_is_exactly_the_smallest_will_do(tmp_path: Path) -> None:
     folder = write_reviews(tmp_path, [f"Film {k}" for k in range(40)], [0, 2] * 20)
     config = movie_reviews("comparisons", min_rating_difference=2.0, max_examples=10)

@@ -106,6 +106,42 @@ def test_conversations_without_a_prompt_hold_it_themselves(prompt: dict[str, Any
     assert read(row) == (ASKED, [(" yo </s>", 1.0), (" go </s>", 0.0)])
 
 
+CHOSEN, REJECTED = [user("hi"), assistant("yo")], [user("hi"), assistant("go")]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "completions"),
+    [
+        (  # the columns of HuggingFaceH4/ultrafeedback_binarized
+            {"prompt": "hi", "prompt_id": "0f", "chosen": CHOSEN, "rejected": REJECTED, "messages": CHOSEN}
+            | {"score_chosen": 8.5, "score_rejected": 3.0},
+            ASKED,
+            [(" yo </s>", 8.5), (" go </s>", 3.0)],
+        ),
+        (
+            {"prompt": "hi", "completions": [CHOSEN, REJECTED], "ratings": [2, 1], "messages": CHOSEN},
+            ASKED,
+            [(" yo </s>", 2.0), (" go </s>", 1.0)],
+        ),
+        ({"text": "a b", "prompt": "a", "chosen": " b", "rejected": " c"}, "a", [(" b", 1.0), (" c", 0.0)]),
+    ],
+)
+def test_a_comparison_is_more_than_one_of_its_texts(
+    row: dict[str, Any], prompt: str, completions: list[tuple[str, float]]
+) -> None:
+    assert read(row) == (prompt, completions)
+
+
+@pytest.mark.parametrize(
+    "answer", [[assistant("yo")], [assistant("yo"), user("so"), assistant("no")], [user("hi")]]
+)
+def test_a_text_does_not_ask_for_messages_that_do_not_begin_with_it(answer: list[dict[str, str]]) -> None:
+    with pytest.raises(
+        UserError, match=r'^texts.jsonl:3: prompt holds "hi", not a message with role and content'
+    ):
+        read({"prompt": "hi", "completion": answer})
+
+
 @given(
     st.text(),
     st.lists(st.tuples(st.text(), st.integers(-9, 9) | st.floats(-1e9, 1e9)), min_size=1, max_size=9),

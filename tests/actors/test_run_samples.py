@@ -155,6 +155,16 @@ def test_a_group_that_two_steps_saw_comes_twice(tmp_path: Path) -> None:
     assert scores(load(tmp_path)) == [("dataset-0", [1.0, 0.0])] * 2
 
 
+def test_a_group_of_two_prompts_is_refused(tmp_path: Path) -> None:
+    """Or else completions of different prompts would be compared."""
+    two = make_group("g", [*group_of("a", 1.0).rollouts, *group_of("b", 0.0).rollouts])
+    write(tmp_path, 3, group_of("c", 1.0), two)
+    with pytest.raises(
+        UserError, match=r"step-000003.jsonl: g has two prompts, 'prompt of a' and 'prompt of b', so"
+    ):
+        load(tmp_path)
+
+
 def test_a_folder_without_samples_and_a_row_without_tokens_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^{tmp_path}/samples: no samples from step 1 on; give the folder"):
         load(tmp_path)

@@ -1,8 +1,10 @@
 """Groups by number: sampled ones with their prompts and seeds, those of a dataset with their order."""
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from actors.config import SEEDS_PER_GROUP, FaultsConfig
 from actors.fleet import Fleet
 from actors.rollout import RolloutPool, WeightedReward
+from actors.run_samples import load_step, rows_of
 from core.config import MAX_SEED
 from core.errors import LearnerLost, RetriesExhausted, RewardError
 from core.messages import Completion, DemonstrationGroup, RolloutGroup, SampleRequest
@@ -190,7 +193,12 @@ class Dataset:
         return run_virtually(one_by_one())
 
     def order(self, numbers: Sequence[int]) -> list[int]:
-        return [int(group.group_id.removeprefix("dataset-")) for group in self.take(numbers)]
+        return [place_of(group) for group in self.take(numbers)]
+
+
+def place_of(group: RolloutGroup) -> int:
+    """In the dataset."""
+    return int(group.rollouts[0].score)
 
 
 @settings(max_examples=30, deadline=None)
@@ -214,7 +222,8 @@ def test_epochs_and_seeds_have_orders_of_their_own_in_a_dataset() -> None:
 def test_the_reference_is_asked_once_for_each_text() -> None:
     dataset = Dataset(5)
     first_epoch, second_epoch, third_epoch = (
-        {group.group_id: group for group in dataset.take(range(start, start + 5))} for start in (0, 5, 10)
+        {place_of(group): group.rollouts for group in dataset.take(range(start, start + 5))}
+        for start in (0, 5, 10)
     )
     assert dataset.reference.num_started == 2 * 5
     assert first_epoch == second_epoch == third_epoch
@@ -224,7 +233,7 @@ def test_the_reference_is_asked_once_for_each_text() -> None:
 
 def test_texts_keep_their_scores() -> None:
     for group in Dataset(5).take(range(5)):
-        k = int(group.group_id.removeprefix("dataset-"))
+        k = place_of(group)
         assert [rollout.score for rollout in group.rollouts] == [k + 0.5, -k]
         assert [rollout.completion.token_ids_T.tolist() for rollout in group.rollouts] == [
             [1, 2, 5],
@@ -243,13 +252,48 @@ def test_what_a_run_sampled_is_measured_from_the_present_reference() -> None:
     async def all_of_them() -> list[RolloutGroup]:
         return list(await asyncio.gather(*(source.group(number) for number in range(8))))
 
-    found = sorted(run_virtually(all_of_them()), key=lambda group: group.group_id)
+    found = sorted(
+        run_virtually(all_of_them()), key=lambda group: group.rollouts[0].completion.token_ids_T[-1]
+    )
     assert reference.num_started == 4
     for group, k in zip(found, (0, 0, 1, 1, 2, 2, 3, 3), strict=True):
         [rollout] = group.rollouts
         assert rollout.completion is groups[k].rollouts[0].completion
         assert rollout.score == groups[k].rollouts[0].score
         assert rollout.reference_logprobs_T[-1] == pytest.approx(math.log(0.5))
+
+
+def test_no_two_groups_of_a_run_have_one_name(tmp_path: Path) -> None:
+    """Those of two datasets or two earlier runs have, and a small dataset's come several times in a step. Read
+    back, they are what they were."""
+    prompts = [make_prompt(k, text=f"prompt {k}") for k in range(4)]
+    pairs = [
+        [make_rollout(make_completion(5, prompt=prompt), score=s) for s in (1.0, 0.0)] for prompt in prompts
+    ]
+    runs = [
+        [make_group("group-0", pairs[0]), make_group("group-1", pairs[1])],
+        [make_group("group-0", pairs[2])],
+    ]
+    texts = DemonstrationGroup(
+        group_id="dataset-0", demonstrations=(make_demonstration(6, prompt=prompts[3]),)
+    )
+    pool = RolloutPool(serving_fleet(FakeSampler()), FakeScorer(flat_reference), {})
+    source = DatasetGroups(pool, [*runs, [texts]], seed=0)
+
+    async def twelve() -> list[RolloutGroup]:
+        return [await source.group(number) for number in range(12)]
+
+    file = tmp_path / "step-000001.jsonl"
+    drawn = run_virtually(twelve())
+    file.write_text(
+        "".join(json.dumps(row) + "\n" for group in drawn for row in rows_of(group)), encoding="utf-8"
+    )
+    read = load_step(file)
+    assert len({group.group_id for group in drawn}) == 12
+    assert [(group.prompt.text, len(group.rollouts)) for group in read] == [
+        (group.prompt.text, len(group.rollouts)) for group in drawn
+    ]
+    assert {group.prompt.text for group in read} == {prompt.text for prompt in prompts}
 
 
 def test_a_text_that_could_not_be_scored_is_scored_when_it_is_asked_for_again() -> None:
@@ -271,7 +315,7 @@ def test_a_text_that_could_not_be_scored_is_scored_when_it_is_asked_for_again() 
     async def ask_three_times() -> None:
         with pytest.raises(LearnerLost):
             await source.group(0)
-        assert await source.group(0) is await source.group(0)
+        assert (await source.group(0)).rollouts is (await source.group(0)).rollouts
 
     run_virtually(ask_three_times())
     assert reference.num_asked == 2
