@@ -37,8 +37,8 @@ class Selection:
         the one whose model was last lost."""
 
     def resume(self, step: int) -> int | None:
-        """Read what was recorded up to a step; later evaluations go, also from the file: they are made again. A best
-        model of a later step is removed, and its step given back: the one of before gave way to it."""
+        """Read what was recorded up to a step; later evaluations go, also from the file: they are made again. A
+        best model of a later step is removed, and its step given back: the one of before gave way to it."""
         if self._file.is_file():
             lines = self._file.read_text(encoding="utf-8").splitlines()
             self.records = [record for record in map(json.loads, lines) if record["step"] <= step]
