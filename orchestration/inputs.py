@@ -24,7 +24,7 @@ from orchestration.assets import RATINGS, asset_path, cache_folder, model_source
 from orchestration.earlier_runs import check_decoded_alike
 from orchestration.file_lock import locked
 from orchestration.heldout_texts import HELDOUT_TEXTS, hold_out
-from orchestration.recipe.config import Recipe
+from orchestration.recipe.config import PretrainingConfig, Recipe
 from orchestration.reward_data import Group, Groups, digest_of, load_reward_groups
 
 PROBE_TOKENS = 32
@@ -55,9 +55,15 @@ class RunInputs:
             else None
         )
         loaded = [self._load(dataset, recipe) for dataset in recipe.datasets]
-        self.datasets, kept_back = hold_out(_for_method(recipe, loaded), recipe.datasets)
+        pretraining = recipe.pretraining.datasets if recipe.pretraining else []
+        learned, kept_back = hold_out(
+            _for_method(recipe, loaded),
+            recipe.datasets,
+            mixed_in=[self._load(dataset, recipe) for dataset in pretraining],
+        )
+        self.datasets = learned.datasets
         self.heldout_texts = kept_back or self.heldout_texts
-        self.pretraining = self._pretraining(recipe)
+        self.pretraining = _pretraining(recipe.pretraining, learned.mixed_in)
         self.reward_sources: dict[str, ModelSource] = {}
         """Of the reward models, by the kind of worker that serves them."""
         started = time.perf_counter()
@@ -80,24 +86,6 @@ class RunInputs:
             self.tokenizer,
             data_folder=asset_path(RATINGS.name) if isinstance(dataset, MovieReviewDataset) else None,
             max_tokens=recipe.model.max_model_len,
-        )
-
-    def _pretraining(self, recipe: Recipe) -> PretrainingTexts | None:
-        if recipe.pretraining is None:
-            return None
-        config = recipe.pretraining
-        return PretrainingTexts(
-            datasets=[
-                [
-                    max(group.demonstrations, key=lambda text: text.score)
-                    for group in self._load(dataset, recipe)
-                    if isinstance(group, DemonstrationGroup)
-                ]
-                for dataset in config.datasets
-            ],
-            weights=[dataset.weight for dataset in config.datasets],
-            coef=config.coef,
-            texts_per_step=config.texts_per_step,
         )
 
     def decode(self, token_ids: list[int]) -> str:
@@ -163,6 +151,27 @@ def _for_method(recipe: Recipe, datasets: Sequence[Sequence[Group]]) -> list[Seq
             for groups, where in zip(datasets, places, strict=True):
                 check_equally_good(groups, where)
     return list(datasets)
+
+
+def _pretraining(
+    config: PretrainingConfig | None, datasets: Sequence[Sequence[Group]]
+) -> PretrainingTexts | None:
+    """The best rated text of each group."""
+    if config is None:
+        return None
+    return PretrainingTexts(
+        datasets=[
+            [
+                max(group.demonstrations, key=lambda text: text.score)
+                for group in groups
+                if isinstance(group, DemonstrationGroup)
+            ]
+            for groups in datasets
+        ],
+        weights=[dataset.weight for dataset in config.datasets],
+        coef=config.coef,
+        texts_per_step=config.texts_per_step,
+    )
 
 
 def _reward_model(recipe: Recipe, reward: RewardModelReward, table: str) -> tuple[ModelSource, Path]:
