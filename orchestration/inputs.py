@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RewardModelReward
+from actors.config import (
+    DatasetConfig,
+    MovieReviewDataset,
+    MovieReviewPrompts,
+    RewardModelReward,
+    RolloutConfig,
+)
 from actors.dataset import check_equally_good, comparable, load_dataset, load_heldout_texts
+from actors.decoding import decoding_of
 from actors.prompts import load_prompts
 from core.hub import ModelSource
 from core.messages import DemonstrationGroup, Int32s, Prompt
@@ -120,6 +127,7 @@ def train_reward_model(recipe: Recipe) -> Path:
     key = json.dumps([recipe.reward_model.model_dump(exclude=of_datasets), str(model_path)], sort_keys=True)
     if prompts:
         key += json.dumps([[ids.tolist() for ids in prompts], recipe.rollout.max_new_tokens])
+        key += _decoding_key(recipe.rollout)
     if groups:
         key += digest_of(groups)
     if prompts or groups:
@@ -189,6 +197,7 @@ def _train_into(
     """Train beside the folder and rename, so that whoever finds it finds all of it. The caller holds the lock."""
     # torch's training side; a run whose reward model is cached does not need it here.
     from learner.reward_groups import RatedGroups
+    from learner.reward_normalization import Sampling
     from learner.reward_stage import RatedSnippets
     from learner.reward_stage import train_reward_model as train_into
 
@@ -211,9 +220,21 @@ def _train_into(
         folder=unfinished,
         report=_say,
         prompts=prompts,
-        max_new_tokens=recipe.rollout.max_new_tokens,
+        sampling=Sampling(
+            max_new_tokens=recipe.rollout.max_new_tokens,
+            decoding=decoding_of(recipe.rollout),
+            is_greedy=recipe.rollout.temperature == 0,
+            stop=recipe.rollout.stop,
+        ),
     )
     unfinished.rename(folder)
+
+
+def _decoding_key(rollout: RolloutConfig) -> str:
+    """What of it is not as in any recipe."""
+    keys = ("temperature", "top_k", "top_p", "min_p", "stop")
+    told, usual = (config.model_dump(include=set(keys)) for config in (rollout, RolloutConfig()))
+    return "" if told == usual else json.dumps(told, sort_keys=True)
 
 
 def _say(text: str) -> None:
