@@ -4,21 +4,36 @@ Scores are only learned up to a constant. Taking this one off makes them mean 0 
 several rewards can be weighed against each other (InstructGPT, arXiv:2203.02155, sec. 3.5, shifts its reward
 model by a bias before RL).
 
-Dimension key: B prompts, T token positions, padded on the left.
+Dimension key: B prompts, T token positions, padded on the left, V vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from core.decoded_logits import decoded_logits
+from core.decoding import UNCHANGED, Decoding
 from core.messages import Int32s
 from core.models import ScalarModel
 from core.packing import pack_row, plan_rows
-from core.pretrained import load_network
+from core.pretrained import load_network, load_tokenizer
 from core.scored_text import scored_text, special_token_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the untrained policy is sampled: as rollout workers do it, or the level is not that of their texts."""
+
+    max_new_tokens: int
+    decoding: Decoding = UNCHANGED
+    is_greedy: bool = False
+    stop: Sequence[str] = ()
+    """Texts that end a completion, which keeps them."""
 
 
 @torch.inference_mode()
@@ -27,7 +42,7 @@ def mean_score_of_samples(
     policy_path: Path,
     prompts: Sequence[Int32s],
     *,
-    max_new_tokens: int,
+    sampling: Sampling,
     token_budget: int,
     seed: int,
 ) -> float:
@@ -40,12 +55,23 @@ def mean_score_of_samples(
     for line, prompt in enumerate(prompts):
         token_ids_BT[line, longest - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
         mask_BT[line, longest - len(prompt) :] = 1
-    decoding = GenerationConfig(
-        do_sample=True, top_k=0, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=ends[0]
+    policy.generation_config = GenerationConfig()  # its own would fill in what is left out here
+    config = GenerationConfig(
+        do_sample=not sampling.is_greedy,
+        top_k=0,  # or else 50
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=ends[0],
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        sampled_BT = policy.generate(token_ids_BT, attention_mask=mask_BT, generation_config=decoding)
+        sampled_BT = policy.generate(
+            token_ids_BT,
+            attention_mask=mask_BT,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_decoded(sampling.decoding)]),
+            stopping_criteria=_stopped(sampling.stop, policy_path, longest),
+        )
     special_ids = special_token_ids(policy_path)
     texts = []
     for prompt, line in zip(prompts, sampled_BT, strict=True):
@@ -56,6 +82,24 @@ def mean_score_of_samples(
         row = pack_row([(texts[member], np.zeros(len(texts[member]), dtype=bool)) for member in members])
         total += float(reward_model.final_scores(row).double().sum())
     return total / len(texts)
+
+
+def _decoded(decoding: Decoding) -> Any:
+    """What rollout workers do to logits, at each place."""
+    return lambda token_ids_BT, logits_BV: decoded_logits(logits_BV, logits_BV.argmax(1), decoding)
+
+
+def _stopped(stop: Sequence[str], policy_path: Path, start: int) -> Any:
+    """Which completions hold a text that ends them."""
+    if not stop:
+        return None
+    tokenizer = load_tokenizer(policy_path)
+
+    def is_stopped_B(token_ids_BT: torch.Tensor, _: Any, **options: Any) -> torch.Tensor:
+        texts = tokenizer.batch_decode(token_ids_BT[:, start:], skip_special_tokens=True)
+        return torch.tensor([any(end in text for end in stop) for text in texts], dtype=torch.bool)
+
+    return StoppingCriteriaList([is_stopped_B])
 
 
 def _up_to_end(token_ids: Int32s, ends: list[int]) -> Int32s:

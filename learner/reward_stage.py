@@ -37,7 +37,7 @@ from learner.config import RewardModelConfig
 from learner.rankings import RankedTexts, draw
 from learner.reward_head import fit_head
 from learner.reward_metrics import pairwise_accuracy, rater_agreement
-from learner.reward_normalization import mean_score_of_samples
+from learner.reward_normalization import Sampling, mean_score_of_samples
 
 MIN_CUT_TOKENS = 8
 """A snippet is cut after this many tokens or later; fewer say little."""
@@ -67,11 +67,12 @@ def train_reward_model(
     folder: Path,
     report: Callable[[str], None],
     prompts: Sequence[Int32s],
-    max_new_tokens: int,
+    sampling: Sampling,
 ) -> dict[str, float]:
     """Write the reward model, an ordinary sequence classifier, into `folder`; its held-out figures.
 
-    `prompts` are those that it is normalized on; with none its scores stay as learned.
+    `prompts` are those that it is normalized on, sampled from as `sampling` says; with none its scores stay as
+    learned.
     """
     started = time.perf_counter()
     torch.set_num_threads(config.threads)
@@ -90,7 +91,7 @@ def train_reward_model(
             load_scalar_model(folder, "float32").eval(),
             model_path,
             prompts,
-            max_new_tokens=max_new_tokens,
+            sampling=sampling,
             token_budget=config.token_budget,
             seed=config.split_seed,
         )

@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from actors.config import DatasetConfig, MovieReviewDataset, MovieReviewPrompts, RewardModelReward
+from actors.config import (
+    DatasetConfig,
+    MovieReviewDataset,
+    MovieReviewPrompts,
+    RewardModelReward,
+    RolloutConfig,
+)
 from actors.dataset import check_equally_good, comparable, load_dataset, load_heldout_texts
+from actors.decoding import decoding_of
 from actors.prompts import load_prompts
 from core.hub import ModelSource
 from core.messages import DemonstrationGroup, Int32s, Prompt
@@ -24,7 +31,7 @@ from orchestration.assets import RATINGS, asset_path, cache_folder, model_source
 from orchestration.earlier_runs import check_decoded_alike
 from orchestration.file_lock import locked
 from orchestration.heldout_texts import HELDOUT_TEXTS, hold_out
-from orchestration.recipe.config import Recipe
+from orchestration.recipe.config import PretrainingConfig, Recipe
 from orchestration.reward_data import Group, Groups, digest_of, load_reward_groups
 
 PROBE_TOKENS = 32
@@ -55,9 +62,15 @@ class RunInputs:
             else None
         )
         loaded = [self._load(dataset, recipe) for dataset in recipe.datasets]
-        self.datasets, kept_back = hold_out(_for_method(recipe, loaded), recipe.datasets)
+        pretraining = recipe.pretraining.datasets if recipe.pretraining else []
+        learned, kept_back = hold_out(
+            _for_method(recipe, loaded),
+            recipe.datasets,
+            mixed_in=[self._load(dataset, recipe) for dataset in pretraining],
+        )
+        self.datasets = learned.datasets
         self.heldout_texts = kept_back or self.heldout_texts
-        self.pretraining = self._pretraining(recipe)
+        self.pretraining = _pretraining(recipe.pretraining, learned.mixed_in)
         self.reward_sources: dict[str, ModelSource] = {}
         """Of the reward models, by the kind of worker that serves them."""
         started = time.perf_counter()
@@ -80,24 +93,6 @@ class RunInputs:
             self.tokenizer,
             data_folder=asset_path(RATINGS.name) if isinstance(dataset, MovieReviewDataset) else None,
             max_tokens=recipe.model.max_model_len,
-        )
-
-    def _pretraining(self, recipe: Recipe) -> PretrainingTexts | None:
-        if recipe.pretraining is None:
-            return None
-        config = recipe.pretraining
-        return PretrainingTexts(
-            datasets=[
-                [
-                    max(group.demonstrations, key=lambda text: text.score)
-                    for group in self._load(dataset, recipe)
-                    if isinstance(group, DemonstrationGroup)
-                ]
-                for dataset in config.datasets
-            ],
-            weights=[dataset.weight for dataset in config.datasets],
-            coef=config.coef,
-            texts_per_step=config.texts_per_step,
         )
 
     def decode(self, token_ids: list[int]) -> str:
@@ -132,6 +127,7 @@ def train_reward_model(recipe: Recipe) -> Path:
     key = json.dumps([recipe.reward_model.model_dump(exclude=of_datasets), str(model_path)], sort_keys=True)
     if prompts:
         key += json.dumps([[ids.tolist() for ids in prompts], recipe.rollout.max_new_tokens])
+        key += _decoding_key(recipe.rollout)
     if groups:
         key += digest_of(groups)
     if prompts or groups:
@@ -165,6 +161,27 @@ def _for_method(recipe: Recipe, datasets: Sequence[Sequence[Group]]) -> list[Seq
     return list(datasets)
 
 
+def _pretraining(
+    config: PretrainingConfig | None, datasets: Sequence[Sequence[Group]]
+) -> PretrainingTexts | None:
+    """The best rated text of each group."""
+    if config is None:
+        return None
+    return PretrainingTexts(
+        datasets=[
+            [
+                max(group.demonstrations, key=lambda text: text.score)
+                for group in groups
+                if isinstance(group, DemonstrationGroup)
+            ]
+            for groups in datasets
+        ],
+        weights=[dataset.weight for dataset in config.datasets],
+        coef=config.coef,
+        texts_per_step=config.texts_per_step,
+    )
+
+
 def _reward_model(recipe: Recipe, reward: RewardModelReward, table: str) -> tuple[ModelSource, Path]:
     """For processes on other nodes, and the folder here."""
     if reward.path is None:
@@ -180,6 +197,7 @@ def _train_into(
     """Train beside the folder and rename, so that whoever finds it finds all of it. The caller holds the lock."""
     # torch's training side; a run whose reward model is cached does not need it here.
     from learner.reward_groups import RatedGroups
+    from learner.reward_normalization import Sampling
     from learner.reward_stage import RatedSnippets
     from learner.reward_stage import train_reward_model as train_into
 
@@ -202,9 +220,21 @@ def _train_into(
         folder=unfinished,
         report=_say,
         prompts=prompts,
-        max_new_tokens=recipe.rollout.max_new_tokens,
+        sampling=Sampling(
+            max_new_tokens=recipe.rollout.max_new_tokens,
+            decoding=decoding_of(recipe.rollout),
+            is_greedy=recipe.rollout.temperature == 0,
+            stop=recipe.rollout.stop,
+        ),
     )
     unfinished.rename(folder)
+
+
+def _decoding_key(rollout: RolloutConfig) -> str:
+    """What of it is not as in any recipe."""
+    keys = ("temperature", "top_k", "top_p", "min_p", "stop")
+    told, usual = (config.model_dump(include=set(keys)) for config in (rollout, RolloutConfig()))
+    return "" if told == usual else json.dumps(told, sort_keys=True)
 
 
 def _say(text: str) -> None:

@@ -48,7 +48,7 @@ def load_reward_groups(
 def split_groups(groups: Sequence[Group], heldout_fraction: float) -> Groups:
     """(to learn from, held out). No prompt is in both parts; if all groups share one, no text is in both: groups
     with a text in common stay together. What is in which, only their texts decide."""
-    prompts = [_prompt_text(group) for group in groups]
+    prompts = [prompt_of(group) for group in groups]
     if len(set(prompts)) > 1:
         keys, sizes = prompts, dict.fromkeys(prompts, 1)
     else:
@@ -71,9 +71,15 @@ def digest_of(groups: Groups) -> str:
     return digest.hexdigest()
 
 
+def prompt_of(group: Group) -> str:
+    if isinstance(group, RolloutGroup):
+        return group.prompt.text
+    return group.demonstrations[0].prompt.text
+
+
 def texts_of(group: Group) -> list[tuple[str, float]]:
     """Prompt and completion in one, and how it is rated."""
-    prompt = _prompt_text(group)
+    prompt = prompt_of(group)
     if isinstance(group, RolloutGroup):
         return [(f"{prompt}\0{rollout.completion.text}", rollout.score) for rollout in group.rollouts]
     return [(f"{prompt}\0{one.text}", one.score) for one in group.demonstrations]
@@ -108,12 +114,6 @@ def _linked_by_texts(groups: Sequence[Group]) -> list[str]:
         whole = _whole_text(group)
         names[root(place)] = min(names.get(root(place), whole), whole)
     return [names[root(place)] for place in range(len(groups))]
-
-
-def _prompt_text(group: Group) -> str:
-    if isinstance(group, RolloutGroup):
-        return group.prompt.text
-    return group.demonstrations[0].prompt.text
 
 
 def _whole_text(group: Group) -> str:

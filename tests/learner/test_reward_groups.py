@@ -19,6 +19,7 @@ from core.models import load_scalar_model
 from core.packing import pack_row
 from learner.config import RewardModelConfig
 from learner.reward_groups import RatedGroups, group_metrics
+from learner.reward_normalization import Sampling
 from learner.reward_stage import train_reward_model
 from tests.fakes import save_tiny_tokenizer
 
@@ -96,7 +97,7 @@ def make(folder: Path, **options: Any) -> tuple[RewardModelConfig, dict[str, flo
         folder=folder / "reward",
         report=said.append,
         prompts=[],
-        max_new_tokens=4,
+        sampling=Sampling(max_new_tokens=4),
     )
     return config, metrics, said
 

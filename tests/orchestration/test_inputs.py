@@ -8,8 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
+from core.decoding import Decoding
 from orchestration import inputs
 from orchestration.inputs import train_reward_model
 from orchestration.recipe.config import Recipe
@@ -24,9 +26,11 @@ class Training:
         self.num_started = 0
         self.started, self.go_on = threading.Event(), threading.Event()
         self.fails = False
+        self.samplings: list[Any] = []
 
     def __call__(self, config: object, *, folder: Path, **options: Any) -> None:
         self.num_started += 1
+        self.samplings.append(options["sampling"])
         number = self.num_started
         (folder / "config.json").write_text(str(number))
         self.started.set()
@@ -82,3 +86,25 @@ def test_a_training_that_was_cut_off_leaves_nothing_in_the_way(training: Trainin
     assert (folder / "config.json").read_text() == "2"
     assert train_reward_model(recipe) == folder
     assert training.num_started == 2
+
+
+def test_a_model_is_normalized_on_what_rollout_workers_sample_and_anew_if_that_changes(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.go_on.set()
+    prompts = [np.array([1, 2], dtype=np.int32)]
+    monkeypatch.setattr(inputs, "_normalized_on", lambda recipe, path: prompts)
+
+    def folder(*overrides: str) -> Path:
+        return train_reward_model(load_recipe(find_recipe("movie-reviews-dpo"), overrides))
+
+    changes = ("temperature=0.7", "temperature=0", "top_k=5", "top_p=0.9", "min_p=0.1", 'stop=["."]')
+    plain = folder()
+    assert plain == folder("rollout.temperature=1.0", "rollout.group_size=2")
+    assert len({plain, *(folder(f"rollout.{change}") for change in changes)}) == 7
+    _, _, greedy, *_, stopped = training.samplings
+    assert (greedy.is_greedy, greedy.decoding) == (True, Decoding())
+    assert [sampling.decoding for sampling in training.samplings[3:6]] == [
+        *(Decoding(top_k=5), Decoding(top_p=0.9), Decoding(min_p=0.1))
+    ]
+    assert (stopped.stop, stopped.is_greedy, stopped.max_new_tokens) == (["."], False, 24)
