@@ -74,10 +74,8 @@ METHODS: dict[str, tuple[AlgorithmConfig, dict[str, Any]]] = {
     ),
     "a2c": (A2CConfig(kind="a2c", value_learning_rate=1e-3, entropy_coef=0.01), {}),
     "ppo-ptx": (PPO, {"pretraining_coef": 0.5}),
-    "minibatches": (
-        PPOConfig(kind="ppo", value_learning_rate=1e-3, num_minibatches=2, num_epochs=2),
-        {},
-    ),
+    "minibatches": (RLOOConfig(kind="rloo", num_minibatches=2), {}),
+    "epochs": (PPOConfig(kind="ppo", value_learning_rate=1e-3, num_epochs=2), {}),
     "sft": (SFTConfig(kind="sft"), {}),
     "best-of-prompt": (SFTConfig(kind="sft", top_k=1), {}),
     "best-of-step": (SFTConfig(kind="sft", top_k=4, top_k_of="step"), {}),

@@ -61,8 +61,8 @@ RESHARDED_RUNS = [
 ]
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
 """What float32 allows after three steps of Adam at 1e-3: sums over ranks are taken in another order."""
-NOISY_FRACTION, NOISE = 1e-4, 3e-4
-"""Adam divides a gradient by its size, so where that is rounding noise, so is a tenth of the way of 3 steps. Which
+NOISY_FRACTION, NOISE = 1e-4, 1e-4
+"""Adam divides a gradient by its size, so where that is rounding noise, so is a tenth of an update's way. Which
 elements these are differs by processor; one of a tensor may be among them, however small it is."""
 
 
@@ -79,13 +79,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_same_weights(folder: Path, name: str, other: str) -> None:
+def assert_same_weights(folder: Path, name: str, other: str, *, num_updates: float = 3) -> None:
     first, second = load_file(folder / f"{name}.safetensors"), load_file(folder / f"{other}.safetensors")
     assert first.keys() == second.keys()
     for key in first:
         close = torch.isclose(second[key], first[key], atol=ABSOLUTE, rtol=RELATIVE)
         assert (~close).sum() <= max(1, NOISY_FRACTION * close.numel()), key
-        assert (second[key] - first[key]).abs().max() < NOISE, key
+        assert (second[key] - first[key]).abs().max() < NOISE * num_updates, key
 
 
 def test_three_steps_move_every_tensor_by_far_more_than_the_tolerance(results: Path) -> None:
@@ -134,8 +134,9 @@ def test_small_summands_are_not_lost_in_bfloat16(results: Path, stage: int) -> N
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_gives_the_same_weights_however_rows_and_ranks_are_cut(results: Path, method: str) -> None:
+    num_updates = sum(step["num_updates"] for step in facts(results, f"{method}-0-world1")["metrics"])
     for name in ("small-rows-world1", "0-world2", "3-world2"):
-        assert_same_weights(results, f"{method}-0-world1", f"{method}-{name}")
+        assert_same_weights(results, f"{method}-0-world1", f"{method}-{name}", num_updates=num_updates)
 
 
 @pytest.mark.parametrize("method", METHODS)
