@@ -14,6 +14,8 @@ from core.errors import UserError
 from core.messages import Completion, Prompt, Rollout, RolloutGroup, VersionSpan
 from core.ratings import load_jsonl
 
+SAMPLES_FOLDER = "samples"
+"""In a run's folder: a file for each step."""
 REQUIRED_COLUMNS = (
     *("group", "policy_version", "prompt", "completion", "prompt_tokens", "token_ids", "truncated"),
     *("behavior_logprobs", "reference_logprobs", "rewards", "score"),
@@ -41,12 +43,21 @@ def rows_of(group: RolloutGroup) -> list[dict[str, Any]]:
     ]
 
 
+def step_files(run: Path) -> dict[int, Path]:
+    """The files of samples in a run's folder, by step and in order."""
+    files = sorted((run / SAMPLES_FOLDER).glob("step-*.jsonl"))
+    steps = {file.stem.removeprefix("step-"): file for file in files}
+    return {int(step): file for step, file in steps.items() if step.isdecimal()}
+
+
 def load_samples(config: RunDataset, *, max_tokens: int) -> Iterator[RolloutGroup]:
     """The groups that a run sampled. Raises `UserError` if there are none."""
-    folder = Path(config.path) / "samples"
-    files = [file for file in sorted(folder.glob("step-[0-9]*.jsonl")) if _step_of(file) >= config.first_step]
+    folder = Path(config.path)
+    files = [file for step, file in step_files(folder).items() if step >= config.first_step]
     if not files:
-        raise UserError(f"{folder}: no samples from step {config.first_step} on; give the folder of a run")
+        raise UserError(
+            f"{folder / SAMPLES_FOLDER}: no samples from step {config.first_step} on; give the folder of a run"
+        )
     for file in files:
         for group in load_step(file):
             longest = max(len(rollout.completion.token_ids_T) for rollout in group.rollouts)
@@ -74,10 +85,6 @@ def load_step(file: Path) -> list[RolloutGroup]:
     return [
         RolloutGroup(group_id=name, rollouts=tuple(_rollouts(name, rows))) for name, rows in groups.items()
     ]
-
-
-def _step_of(file: Path) -> int:
-    return int(file.stem.removeprefix("step-"))
 
 
 def _rollouts(group: str, rows: Iterable[dict[str, Any]]) -> Iterator[Rollout]:

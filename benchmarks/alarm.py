@@ -16,6 +16,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from actors.run_samples import step_files
 from benchmarks.alarm_gold import GOLD, GoldModel, load_gold, train_gold
 from benchmarks.alarm_table import ALARM_HEADER, GOLD_HEADER, WatchedRun, alarm_row, gold_row
 from benchmarks.measuring import print_table
@@ -24,11 +25,11 @@ from orchestration.alarm.monitor import gold_of
 from orchestration.alarm.review import HELDOUT, review
 from orchestration.alarm.samples import heldout_samples, samples_of_step
 from orchestration.recipe.loading import load_recipe
+from orchestration.run_folder import BEFORE_FILE
 
 ORDINARY = "ordinary"
 CHEATS = ("exclamations", "phrase", "length", "brevity")
 REPOSITORY = Path(__file__).parents[1]
-HELDOUT_BEFORE = "heldout-before.jsonl"
 CHEAT_RECIPE = "benchmarks/alarm_cheat.toml"
 
 
@@ -70,10 +71,10 @@ def watched_run(folder: Path) -> WatchedRun:
         raise UserError(
             f"{folder}: learns from a dataset, so no step shows its policy; see leash alarm {folder}"
         )
-    steps = {step: samples_of_step(file) for step, file in files_of_steps(folder).items()}
+    steps = {step: samples_of_step(file) for step, file in step_files(folder).items()}
     first = min((int(step) for step, _ in seen.alarms), default=None)
     return WatchedRun(
-        untrained=[*steps[1], *heldout_samples(folder / HELDOUT_BEFORE)],
+        untrained=[*steps[1], *heldout_samples(folder / BEFORE_FILE)],
         steps=steps,
         golds=gold_of(load_recipe(folder / "recipe.toml")),
         alarm_step=first,
@@ -83,15 +84,9 @@ def watched_run(folder: Path) -> WatchedRun:
 
 def with_gold(run: WatchedRun, folder: Path, model: GoldModel) -> WatchedRun:
     """The run with `GOLD` among the rewards of its samples."""
-    steps = {step: model.of_step(file, run.steps[step]) for step, file in files_of_steps(folder).items()}
-    heldout = model.of_heldout(folder / HELDOUT_BEFORE, run.untrained[len(steps[1]) :])
+    steps = {step: model.of_step(file, run.steps[step]) for step, file in step_files(folder).items()}
+    heldout = model.of_heldout(folder / BEFORE_FILE, run.untrained[len(steps[1]) :])
     return replace(run, untrained=[*steps[1], *heldout], steps=steps, golds=[*run.golds, GOLD])
-
-
-def files_of_steps(folder: Path) -> dict[int, Path]:
-    """The files of a run's samples by step, in order."""
-    files = sorted(folder.glob("samples/step-[0-9]*.jsonl"))
-    return {int(file.stem.removeprefix("step-")): file for file in files}
 
 
 def overrides_of(name: str, seed: int, steps: int) -> list[str]:

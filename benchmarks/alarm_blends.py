@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from actors.run_samples import step_files
 from benchmarks.measuring import print_table
 from orchestration.alarm.config import AlarmConfig
 from orchestration.alarm.monitor import Monitor, monitor_of
@@ -138,7 +139,7 @@ def _monitor(run: Path) -> Monitor:
 
 
 def _last_steps(run: Path) -> list[list[Sample]]:
-    files = sorted(run.glob("samples/step-[0-9]*.jsonl"))
+    files = list(step_files(run).values())
     return [samples_of_step(file) for file in files[-AlarmConfig().patience_steps :]]
 
 

@@ -154,10 +154,10 @@ class Learner:
     ) -> list[dict[str, float]]:
         """The metrics of each optimizer step: epochs of mini-batches, ended early by a policy gone too far. A
         mini-batch without anything to learn from, such as pairs that all score the same, is passed over."""
-        members = self._objective.members(batch)
+        members, places = self._objective.members(batch), batch.group_ids_B.tolist()
         updates: list[dict[str, float]] = []
-        for minibatch in (minibatch for epoch in epochs for minibatch in epoch):
-            part = [member for member in members if int(batch.group_ids_B[member]) in minibatch]
+        for minibatch in (set(minibatch) for epoch in epochs for minibatch in epoch):
+            part = [member for member in members if places[member] in minibatch]
             counts = self._counts(batch, part)
             if not any(counts.values()):
                 continue

@@ -155,9 +155,7 @@ class PolicyGradient:
             normalizer=normalizer,
             sequence_ids=ids_N,
         )
-        if (
-            config.ratio == "sequence"
-        ):  # the loss has seen the means of whole sequences, in which tokens cancel
+        if config.ratio == "sequence":  # the loss has only seen means, in which tokens cancel
             kl_N = kl_estimate(old_N, policy_N.detach(), estimator="k3")
             metrics["approx_kl"] = self._mean(kl_N, micro_batch, normalizer)
         return loss, metrics

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def _decodings(folder: Path) -> Iterator[tuple[Path, Decoding]]:
     """Of all that lies in a run's samples: what it sampled itself, or what its datasets hold. Texts have the
     log-probs of the reference, which cuts nothing off."""
     recipe = _recipe_of(folder)
-    keys = ("temperature", "top_k", "top_p", "min_p")
+    keys = {field.name for field in fields(Decoding)}
     given = {key: value for key, value in recipe.get("rollout", {}).items() if key in keys and value != NONE}
     decoding = decoding_of(RolloutConfig(**given))
     datasets = recipe.get("datasets", [])

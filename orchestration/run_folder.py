@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from actors.run_samples import step_files
 from core.errors import UserError
 from core.versions import versions
 from orchestration.checkpoint_manifest import find_damage, write_manifest
@@ -30,6 +31,9 @@ from orchestration.recipe.live_settings import resumed_otherwise
 from orchestration.recipe.loading import load_recipe
 from orchestration.recipe.resumed import changed_settings
 from orchestration.recipe.text import resolved_toml
+
+BEFORE_FILE, AFTER_FILE = "heldout-before.jsonl", "heldout-after.jsonl"
+PERPLEXITY_FILE = "heldout-perplexity.json"
 
 LEDGER_FOLDER = "ledger"
 UNFINISHED, REPLACED, REMOVED = ".unfinished", ".replaced", ".removed"
@@ -92,7 +96,7 @@ class RunFolder:
             return
         for name in (
             *("recipe.toml", "run.json", "metrics-url.txt"),
-            *("heldout-before.jsonl", "heldout-perplexity.json"),
+            *(BEFORE_FILE, PERPLEXITY_FILE),
         ):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / LEDGER_FOLDER, ignore_errors=True)
@@ -169,8 +173,8 @@ class RunFolder:
     def cut_records_after(self, step: int) -> list[dict[str, Any]]:
         """The records up to a step; later ones, and the samples of their steps, are of a course that was given up:
         they are removed, since the resumed run may be shorter."""
-        for samples in self.path.glob("samples/step-*.jsonl"):
-            if re.fullmatch(r"step-\d+", samples.stem) and _step(samples) > step:
+        for number, samples in step_files(self.path).items():
+            if number > step:
                 samples.unlink()
         file = self.path / "metrics.jsonl"
         if not file.exists():
@@ -248,9 +252,8 @@ def _commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def _step(path: Path) -> int:
-    """Of a checkpoint, or of a file of samples."""
-    return int(path.stem.removeprefix("step-"))
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("step-"))
 
 
 def _remove(checkpoint: Path) -> None:

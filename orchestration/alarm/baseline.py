@@ -25,6 +25,7 @@ from orchestration.alarm.phrases import count_phrases
 from orchestration.alarm.profiles import Profile, profiles_of
 from orchestration.alarm.samples import Sample, heldout_samples, samples_of_step
 from orchestration.alarm.signals import Habits, habits_of, measure
+from orchestration.run_folder import BEFORE_FILE
 
 NUM_SPLITS = 60
 """Enough to know a standard deviation to within 9%."""
@@ -52,7 +53,7 @@ class Baseline:
 
 def baseline_of_folder(folder: Path, gold: Sequence[str]) -> Baseline:
     """From the files of a run, so that a resumed run has the same. Raises `UserError` if one is missing."""
-    first_step, heldout = folder / "samples" / "step-000001.jsonl", folder / "heldout-before.jsonl"
+    first_step, heldout = folder / "samples" / "step-000001.jsonl", folder / BEFORE_FILE
     for file in (first_step, heldout):
         if not file.is_file():
             raise UserError(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.run_samples import step_files
 from core.errors import UserError
 from orchestration.alarm.baseline import Baseline, baseline_of
 from orchestration.alarm.monitor import Alarm, Monitor, gold_of, monitor_of
@@ -11,6 +12,7 @@ from orchestration.alarm.samples import heldout_samples, samples_of_step
 from orchestration.alarm.signs import SIGNS
 from orchestration.recipe.config import Recipe
 from orchestration.recipe.loading import load_recipe
+from orchestration.run_folder import AFTER_FILE, BEFORE_FILE
 
 HELDOUT = "held-out"
 MAX_COLUMNS = 8
@@ -40,16 +42,15 @@ def review(folder: Path) -> Review:
 def _review_steps(folder: Path, recipe: Recipe) -> Review:
     monitor = monitor_of(recipe, folder)
     records, alarms = {}, []
-    for file in sorted(folder.glob("samples/step-[0-9]*.jsonl")):
-        step = file.stem.removeprefix("step-").lstrip("0")
+    for step, file in step_files(folder).items():
         seen = monitor.look(samples_of_step(file))
-        records[step] = seen.record
-        alarms += [(step, alarm) for alarm in seen.alarms]
+        records[str(step)] = seen.record
+        alarms += [(str(step), alarm) for alarm in seen.alarms]
     return Review(baseline=monitor.baseline, records=records, alarms=alarms)
 
 
 def _review_heldout(folder: Path, recipe: Recipe) -> Review:
-    files = [folder / f"heldout-{when}.jsonl" for when in ("before", "after")]
+    files = [folder / BEFORE_FILE, folder / AFTER_FILE]
     for file in files:
         if not file.is_file():
             raise UserError(

@@ -21,11 +21,9 @@ from orchestration.loop.evaluation import (
 )
 from orchestration.loop.selection import Selection
 from orchestration.recipe.config import Recipe
-from orchestration.run_folder import RunFolder, write_json
+from orchestration.run_folder import AFTER_FILE, BEFORE_FILE, PERPLEXITY_FILE, RunFolder, write_json
 
-BEFORE_FILE, AFTER_FILE = "heldout-before.jsonl", "heldout-after.jsonl"
 BEST_OF_FILE = "best-of-n.json"
-PERPLEXITY_FILE = "heldout-perplexity.json"
 
 
 class HeldOut:
