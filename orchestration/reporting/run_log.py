@@ -201,9 +201,8 @@ class RunLog:
         figures = self._figures.take()
         if self._checkpoint is not None:
             committed_s, num_bytes = self._checkpoint
-            since_s = max(
-                committed_s, self._started_s
-            )  # what a run did before it was resumed is not at stake
+            # What a run did before it was resumed is not at stake.
+            since_s = max(committed_s, self._started_s)
             figures |= {"checkpoint_age_s": time.time() - since_s, "checkpoint_bytes": num_bytes}
         return figures
 

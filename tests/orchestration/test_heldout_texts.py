@@ -71,6 +71,16 @@ def test_what_one_dataset_holds_out_is_learned_from_in_none() -> None:
         assert prompts(groups) == prompts(before) - heldout
 
 
+def test_a_prompt_that_is_held_out_is_learned_with_no_other_texts_either() -> None:
+    """As in what a run has sampled on the prompts of a dataset."""
+    first = [group(number) for number in range(10)]
+    sampled = [group(number + 1000, f"prompt {number}") for number in range(10)]
+    learned, kept_back = hold_out([first, sampled], [rows(0.5), RunDataset(kind="run", path="x")])
+    assert kept_back is not None
+    assert len(learned.datasets[1]) == 5
+    assert not prompts(learned.datasets[1]) & {text.prompt.text for text in kept_back.demonstrations}
+
+
 def test_of_one_prompt_the_texts_are_what_is_held_out() -> None:
     """Or else nothing would be left of another dataset with the same prompt."""
     first, second = (
