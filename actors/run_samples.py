@@ -13,9 +13,8 @@ from actors.config import RunDataset
 from core.errors import UserError
 from core.messages import Completion, Prompt, Rollout, RolloutGroup, VersionSpan
 from core.ratings import load_jsonl
+from core.sample_files import SAMPLES_FOLDER, step_files
 
-SAMPLES_FOLDER = "samples"
-"""In a run's folder: a file for each step."""
 REQUIRED_COLUMNS = (
     *("group", "policy_version", "prompt", "completion", "prompt_tokens", "token_ids", "truncated"),
     *("behavior_logprobs", "reference_logprobs", "rewards", "score"),
@@ -41,13 +40,6 @@ def rows_of(group: RolloutGroup) -> list[dict[str, Any]]:
         }
         for rollout in group.rollouts
     ]
-
-
-def step_files(run: Path) -> dict[int, Path]:
-    """The files of samples in a run's folder, by step and in order."""
-    files = sorted((run / SAMPLES_FOLDER).glob("step-*.jsonl"))
-    steps = {file.stem.removeprefix("step-"): file for file in files}
-    return {int(step): file for step, file in steps.items() if step.isdecimal()}
 
 
 def load_samples(config: RunDataset, *, max_tokens: int) -> Iterator[RolloutGroup]:

@@ -16,11 +16,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from actors.run_samples import step_files
 from benchmarks.alarm_gold import GOLD, GoldModel, load_gold, train_gold
 from benchmarks.alarm_table import ALARM_HEADER, GOLD_HEADER, WatchedRun, alarm_row, gold_row
 from benchmarks.measuring import print_table
 from core.errors import UserError
+from core.sample_files import step_files
 from orchestration.alarm.monitor import gold_of
 from orchestration.alarm.review import HELDOUT, review
 from orchestration.alarm.samples import heldout_samples, samples_of_step

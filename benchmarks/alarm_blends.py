@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from actors.run_samples import step_files
 from benchmarks.measuring import print_table
+from core.sample_files import step_files
 from orchestration.alarm.config import AlarmConfig
 from orchestration.alarm.monitor import Monitor, monitor_of
 from orchestration.alarm.samples import Sample, samples_of_step

@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from actors.run_samples import step_files
 from core.errors import UserError
+from core.sample_files import SAMPLES_FOLDER, step_files
 from core.versions import versions
 from orchestration.checkpoint_manifest import find_damage, write_manifest
 from orchestration.recipe.config import Recipe
@@ -100,7 +100,7 @@ class RunFolder:
         ):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / LEDGER_FOLDER, ignore_errors=True)
-        for folder in (self.path / "samples", self.path):
+        for folder in (self.path / SAMPLES_FOLDER, self.path):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import UserError
+from core.sample_files import step_file
 from orchestration.alarm.phrases import count_phrases
 from orchestration.alarm.profiles import Profile, profiles_of
 from orchestration.alarm.samples import Sample, heldout_samples, samples_of_step
@@ -53,7 +54,7 @@ class Baseline:
 
 def baseline_of_folder(folder: Path, gold: Sequence[str]) -> Baseline:
     """From the files of a run, so that a resumed run has the same. Raises `UserError` if one is missing."""
-    first_step, heldout = folder / "samples" / "step-000001.jsonl", folder / BEFORE_FILE
+    first_step, heldout = step_file(folder, 1), folder / BEFORE_FILE
     for file in (first_step, heldout):
         if not file.is_file():
             raise UserError(

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.run_samples import step_files
 from core.errors import UserError
+from core.sample_files import step_files
 from orchestration.alarm.baseline import Baseline, baseline_of
 from orchestration.alarm.monitor import Alarm, Monitor, gold_of, monitor_of
 from orchestration.alarm.samples import heldout_samples, samples_of_step

@@ -23,9 +23,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from core.errors import UserError
+from core.sample_files import step_files
 from orchestration.dashboard.guard import Guard
 from orchestration.dashboard.run_view import RunView
-from orchestration.dashboard.samples import groups_of_step, sample_steps, summary, with_tokens
+from orchestration.dashboard.samples import groups_of_step, summary, with_tokens
 from orchestration.dashboard.stream import stream
 from orchestration.run_folder import jsonable
 
@@ -51,7 +52,7 @@ def create_app(
         return StreamingResponse(stream(runs, is_closing), media_type="text/event-stream")
 
     async def steps(request: Request) -> Response:
-        return _json({"steps": await asyncio.to_thread(sample_steps, view_of(request).folder)})
+        return _json({"steps": list(await asyncio.to_thread(step_files, view_of(request).folder))})
 
     async def groups(request: Request) -> Response:
         folder, step = view_of(request).folder, _number(request, "step")

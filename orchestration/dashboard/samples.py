@@ -1,11 +1,11 @@
 """The rollouts of a step, as the viewer shows them: groups in the file's order, then one group token by token."""
 
-import re
 import statistics
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.sample_files import step_file
 from orchestration.dashboard.json_lines import JsonLines, Row
 from orchestration.dashboard.token_texts import token_texts
 
@@ -17,15 +17,9 @@ _COLUMNS: dict[str, type] = {
 """Of a row, as `actors/run_samples.py` writes it."""
 
 
-def sample_steps(folder: Path) -> list[int]:
-    """The steps of a run whose rollouts were written down."""
-    names = (re.fullmatch(r"step-(\d+)", file.stem) for file in folder.glob("samples/step-*.jsonl"))
-    return sorted(int(name[1]) for name in names if name)
-
-
 def groups_of_step(folder: Path, step: int) -> list[list[Row]]:
     """The rows of each prompt; a row that is being written is left out. Raises `UserError` for a damaged file."""
-    file = JsonLines(folder / "samples" / f"step-{step:06d}.jsonl", _COLUMNS)
+    file = JsonLines(step_file(folder, step), _COLUMNS)
     file.refresh()
     groups: dict[str, list[Row]] = {}
     for row in file.rows():

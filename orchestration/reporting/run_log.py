@@ -12,6 +12,7 @@ from actors.fleet import Fleet
 from actors.run_samples import rows_of
 from actors.slot import WorkerState
 from core.messages import RolloutGroup
+from core.sample_files import SAMPLES_FOLDER, step_file
 from core.worker_report import WorkerReport
 from orchestration.alarm.monitor import Alarm, Monitor
 from orchestration.ledger.ledger import Ledger
@@ -65,7 +66,7 @@ class RunLog:
         """Workers by kind, once there are any."""
         self.ledger: Ledger | None = None
         """Where the run's events are journaled, once it is open."""
-        (run_folder / "samples").mkdir(exist_ok=True)
+        (run_folder / SAMPLES_FOLDER).mkdir(exist_ok=True)
 
     def resume(self, records: list[dict[str, Any]]) -> None:
         """Go on after the last of these records, and forget any other."""
@@ -245,5 +246,4 @@ class RunLog:
 
 def write_samples(run_folder: Path, rows: Sequence[dict[str, Any]], step: int) -> None:
     """Every rollout of a step, one a line."""
-    file = run_folder / "samples" / f"step-{step:06d}.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    step_file(run_folder, step).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

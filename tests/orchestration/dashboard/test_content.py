@@ -6,8 +6,9 @@ import pytest
 
 from core.errors import UserError
 from core.metrics.registry import METRICS
+from core.sample_files import step_files
 from orchestration.dashboard.charts import charts_of
-from orchestration.dashboard.samples import groups_of_step, sample_steps, summary, with_tokens
+from orchestration.dashboard.samples import groups_of_step, summary, with_tokens
 from tests.orchestration.made_up_run import MadeUpRun, made_up_model, row
 
 
@@ -49,7 +50,7 @@ def test_steps_with_samples_are_found_by_number(run: MadeUpRun) -> None:
     for step in (10, 9, 1_000_000):
         run.samples(step, [[row("This film", "is good", 1.0)]])
     (run.folder / "samples" / "step-x.jsonl").touch()
-    assert sample_steps(run.folder) == [9, 10, 1_000_000]
+    assert list(step_files(run.folder)) == [9, 10, 1_000_000]
 
 
 def test_an_advantage_is_the_score_less_the_mean_of_its_group(run: MadeUpRun) -> None:
