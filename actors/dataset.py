@@ -30,10 +30,10 @@ def load_dataset(
     *,
     data_folder: Path | None,
     max_tokens: int,
-    needs_ratings: bool = False,
+    rated_for: str | None = None,
 ) -> Sequence[DemonstrationGroup | RolloutGroup]:
     """The groups to learn from. Raises `UserError` for data that is missing, malformed or too long, and for
-    preferences without ratings where these are needed."""
+    preferences without ratings where a setting, `rated_for`, needs them."""
     match config:
         case MovieReviewDataset():
             assert data_folder is not None
@@ -42,10 +42,7 @@ def load_dataset(
             return _not_empty(list(load_samples(config, max_tokens=max_tokens)), config.path)
         case _:
             where = where_of(config)
-            texts = [
-                read_row(row, place, tokenizer, needs_ratings=needs_ratings)
-                for place, row in read_rows(config)
-            ]
+            texts = [read_row(row, place, tokenizer, rated_for=rated_for) for place, row in read_rows(config)]
     groups = _tokenised(texts, tokenizer, where, max_tokens, completion_only=config.completion_only_loss)
     return _not_empty(groups, where)
 

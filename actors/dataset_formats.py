@@ -53,10 +53,10 @@ def is_begun(text: str, tokenizer: ChatTokenizer) -> bool:
 
 
 def read_row(
-    row: dict[str, object], where: str, tokenizer: ChatTokenizer, *, needs_ratings: bool = False
+    row: dict[str, object], where: str, tokenizer: ChatTokenizer, *, rated_for: str | None = None
 ) -> Texts:
     """The row's format is told by its columns. Raises `UserError` that begins with `where`, also for chosen and
-    rejected without their scores if ratings are needed."""
+    rejected without their scores if these are needed: `rated_for` is the setting that needs them."""
     row = dict(row)
     is_compared = {"chosen", "rejected"} <= row.keys() or {"completions", "ratings"} <= row.keys()
     if not is_compared and "text" in row:  # or else it is the whole of one of those that are compared
@@ -65,11 +65,14 @@ def read_row(
         messages = _messages(row["messages"], where, "messages")
         row = {"prompt": messages[:-1], "completion": messages[-1:]}
     if "chosen" in row and "rejected" in row:
-        if needs_ratings and not {"score_chosen", "score_rejected"} <= row.keys():
+        num_scores = len({"score_chosen", "score_rejected"} & row.keys())
+        if rated_for and num_scores == 0:
             raise UserError(
-                f"{where}: says which text is better but not by how much, which a margin is made of; give "
-                'score_chosen and score_rejected, or set reward_model.loss = "bradley-terry"'
+                f"{where}: says which text is better but not by how much, which {rated_for} learns from; give "
+                "score_chosen and score_rejected, or change that setting"
             )
+        if num_scores == 1:
+            raise UserError(f"{where}: one of score_chosen and score_rejected is missing; give both or none")
         completions = [row["chosen"], row["rejected"]]
         scores = [row.get("score_chosen", 1.0), row.get("score_rejected", 0.0)]
     elif "completions" in row and "ratings" in row:

@@ -176,3 +176,14 @@ PreferenceAlgorithm = DPOConfig | RPOConfig | REBELConfig
 AlgorithmConfig = Annotated[
     PolicyGradientAlgorithm | SFTConfig | PreferenceAlgorithm, Field(discriminator="kind")
 ]
+
+
+def learns_from_gaps(algorithm: AlgorithmConfig) -> str | None:
+    """The setting by which it matters how much better a text of a pair is; None: which one is better is enough."""
+    match algorithm:
+        case RPOConfig() | REBELConfig():
+            return f'algorithm.kind = "{algorithm.kind}"'
+        case DPOConfig(weight_by_reward=True):
+            return "algorithm.weight_by_reward"
+        case _:
+            return None

@@ -25,7 +25,14 @@ from core.hub import ModelSource
 from core.messages import DemonstrationGroup, Int32s, Prompt
 from core.pretrained import check_model, load_tokenizer
 from core.scored_text import special_token_ids
-from learner.algorithm_config import ActorCriticConfig, DPOConfig, REBELConfig, RPOConfig, SFTConfig
+from learner.algorithm_config import (
+    ActorCriticConfig,
+    DPOConfig,
+    REBELConfig,
+    RPOConfig,
+    SFTConfig,
+    learns_from_gaps,
+)
 from learner.worker import PretrainingTexts
 from orchestration.assets import RATINGS, asset_path, cache_folder, model_source, resolve_model
 from orchestration.earlier_runs import check_decoded_alike
@@ -61,7 +68,8 @@ class RunInputs:
             if isinstance(recipe.prompts, MovieReviewPrompts)
             else None
         )
-        loaded = [self._load(dataset, recipe) for dataset in recipe.datasets]
+        rated_for = learns_from_gaps(recipe.algorithm)
+        loaded = [self._load(dataset, recipe, rated_for=rated_for) for dataset in recipe.datasets]
         pretraining = recipe.pretraining.datasets if recipe.pretraining else []
         learned, kept_back = hold_out(
             _for_method(recipe, loaded),
@@ -87,12 +95,15 @@ class RunInputs:
         self.seconds_for_reward_model = time.perf_counter() - started
         """Next to none if it was trained before."""
 
-    def _load(self, dataset: DatasetConfig, recipe: Recipe) -> Sequence[Group]:
+    def _load(
+        self, dataset: DatasetConfig, recipe: Recipe, *, rated_for: str | None = None
+    ) -> Sequence[Group]:
         return load_dataset(
             dataset,
             self.tokenizer,
             data_folder=asset_path(RATINGS.name) if isinstance(dataset, MovieReviewDataset) else None,
             max_tokens=recipe.model.max_model_len,
+            rated_for=rated_for,
         )
 
     def decode(self, token_ids: list[int]) -> str:

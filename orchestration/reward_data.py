@@ -33,7 +33,7 @@ def load_reward_groups(
             tokenizer,
             data_folder=ratings_folder() if isinstance(dataset, MovieReviewDataset) else None,
             max_tokens=recipe.model.max_model_len,
-            needs_ratings=recipe.reward_model.loss == "margin",
+            rated_for='reward_model.loss = "margin"' if recipe.reward_model.loss == "margin" else None,
         )
         groups += comparable(loaded, f"reward_model.datasets.{place} ({dataset.kind})")
     train, heldout = split_groups(groups, fraction)

@@ -35,6 +35,9 @@ from orchestration.recipe.config import (
 )
 from orchestration.recipe.contradiction import Contradiction
 
+LEAST_TEMPERATURE = 0.01
+"""Below it vLLM takes this one instead."""
+
 
 def _check_groups(
     algorithm: AlgorithmConfig, rollout: RolloutConfig, datasets: list[DatasetConfig]
@@ -201,9 +204,15 @@ def _check_dropout(
         )
 
 
-def _check_greedy(
+def _check_temperature(
     rollout: RolloutConfig, datasets: list[DatasetConfig], trainer: TrainerConfig
 ) -> Iterator[Contradiction]:
+    if 0 < rollout.temperature < LEAST_TEMPERATURE:
+        yield Contradiction(
+            ("rollout.temperature",),
+            f"the engine samples at {LEAST_TEMPERATURE} at least, and the learner would divide by another number",
+            f"set {LEAST_TEMPERATURE} or more, or 0 where nothing is learned from samples",
+        )
     if rollout.temperature == 0 and not datasets:
         yield Contradiction(
             ("rollout.temperature", "datasets"),
@@ -260,7 +269,7 @@ METHOD_RULES: tuple[Callable[..., Iterator[Contradiction]], ...] = (
     _check_kl_controller,
     _check_alarm,
     _check_dropout,
-    _check_greedy,
+    _check_temperature,
     _check_reference,
     _check_weight_push,
     _check_lag,

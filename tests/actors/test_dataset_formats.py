@@ -202,7 +202,10 @@ NO_MESSAGE = "not a message with role and content"
         ({"completion": "a", "score": True}, "the score true is not a number"),
         ({"completion": "a", "score": None}, "the score null is not a number"),
         ({"completions": ["a", "b"], "ratings": [1, float("nan")]}, "the score NaN is not a number"),
-        ({"chosen": "a", "rejected": "b", "score_rejected": float("-inf")}, "the score -Infinity is not"),
+        (
+            {"chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": float("-inf")},
+            "the score -Infinity is not",
+        ),
         ({"text": ""}, 'text is "", not a text'),
         ({"text": ["a"]}, 'text is ["a"], not a text'),
         ({"text": None, "prompt": "a", "completion": "b"}, "text is null, not a text"),
@@ -229,7 +232,11 @@ NO_MESSAGE = "not a message with role and content"
             {"chosen": "a", "rejected": "b", "score_chosen": 3, "score_rejected": 4.5},
             "chosen has the score 3 and rejected 4.5, so the row contradicts itself",
         ),
-        ({"chosen": "a", "rejected": "b", "score_rejected": 2}, "chosen has the score 1 and rejected 2"),
+        (
+            {"chosen": "a", "rejected": "b", "score_rejected": 2},
+            "one of score_chosen and score_rejected is m",
+        ),
+        ({"chosen": "a", "rejected": "b", "score_chosen": 7}, "score_rejected is missing; give both or none"),
         ({"text": datetime.date(2026, 1, 2)}, 'text is "2026-01-02", not a text'),
     ],
 )

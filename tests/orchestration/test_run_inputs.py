@@ -52,6 +52,28 @@ PREFERENCE = {"prompt": "film", "chosen": " good", "rejected": " bad"}
 JSON_LINES = 'datasets=[{kind="jsonl", path="texts.jsonl"}]'
 
 
+@pytest.mark.parametrize(
+    ("learner", "setting"),
+    [
+        (REBEL, 'algorithm.kind = "rebel"'),
+        ('algorithm={kind="rpo"}', 'algorithm.kind = "rpo"'),
+        ('algorithm={kind="dpo", weight_by_reward=true}', "algorithm.weight_by_reward"),
+    ],
+)
+def test_who_learns_from_gaps_is_given_ratings(
+    inputs: Inputs, tmp_path: Path, learner: str, setting: str
+) -> None:
+    rated = PREFERENCE | {"score_chosen": 4, "score_rejected": 1}
+    write(tmp_path / "texts.jsonl", [rated])
+    assert inputs(learner, JSON_LINES).datasets
+    write(tmp_path / "texts.jsonl", [rated, PREFERENCE])
+    with pytest.raises(
+        UserError, match=f"texts.jsonl:2: says which .* not by how much, which {setting} learns"
+    ):
+        inputs(learner, JSON_LINES)
+    assert inputs(DPO, JSON_LINES).datasets
+
+
 def test_texts_that_are_worse_than_others_are_not_learned_by_likelihood(
     inputs: Inputs, tmp_path: Path
 ) -> None:

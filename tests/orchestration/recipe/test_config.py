@@ -281,6 +281,7 @@ def test_how_far_engine_and_learner_may_differ_goes_by_the_dtype(
             [MODEL_REWARD, "algorithm.kind=a2c", "trainer.max_lag=1"],
             "trainer.max_lag = 1: a2c takes no ratio",
         ),
+        (["rollout.temperature=0.005"], "rollout.temperature = 0.005: the engine samples at 0.01 at least"),
         (
             ["rollout.temperature=0"],
             "rollout.temperature = 0.0: greedy completions are certain and all the same",
