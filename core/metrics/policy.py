@@ -41,6 +41,10 @@ SIGNALS = Panel(
     "What the signs are made of", "learning", "Each signal as it was measured, in a unit of its own."
 )
 
+RAISED = Panel(
+    "Alarms", "learning", "Which signs have been beyond their limits for long enough, and still are."
+)
+
 POLICY_METRICS = (
     Metric(
         name="leash_reward",
@@ -198,10 +202,19 @@ POLICY_METRICS = (
         record="deviation_{signal}",
     ),
     Metric(
+        name="leash_signal_raised",
+        kind="gauge",
+        help="1 from the step in which the alarm was raised until the sign is gone, else 0, by signal",
+        panel=RAISED,
+        owner="alarm",
+        labels=("signal",),
+        record="raised_{signal}",
+    ),
+    Metric(
         name="leash_alarms_total",
         kind="counter",
         help="Times that a sign of over-optimization was raised, by signal",
-        panel=CHEATING,
+        panel=RAISED,
         owner="alarm",
         labels=("signal",),
     ),

@@ -39,7 +39,8 @@ class Observation:
     """What a step's completions look like."""
 
     record: dict[str, float]
-    """`signal_<name>` and `deviation_<name>`, for the step's record. What cannot be measured is not in it."""
+    """`signal_<name>`, `deviation_<name>` and `raised_<name>` (1: it is, or still is), for the step's record. What
+    cannot be measured is not in it."""
     alarms: list[Alarm]
     """Those raised in this step. A signal that stays beyond its limits raises none again."""
     is_in_doubt: bool = False
@@ -73,23 +74,27 @@ class Monitor:
         record = {f"signal_{name}": value for name, value in measure(profiles, baseline.habits).items()}
         self._history.append(record)
         kl_nats = statistics.fmean(sample.kl_nats for sample in samples)
+        before = self._history[-2] if len(self._history) > 1 else {}
         trends = trends_of(self._history, kl_nats, baseline.spreads)
         record |= {f"signal_{name}": value for name, (value, _) in trends.items()}
         spreads = baseline.spreads | {name: spread for name, (_, spread) in trends.items()}
         alarms, is_in_doubt = [], False
         for name, sign in SIGNS.items():
-            if f"signal_{name}" in record and name in spreads:
+            if f"signal_{name}" in record and name in spreads and sign.can_be_told(spreads[name]):
                 record[f"deviation_{name}"] = sign.deviation(record[f"signal_{name}"], spreads[name])
                 num_beyond = self._num_beyond(sign, spreads[name].mean)
-                is_in_doubt |= 0 < num_beyond < self._config.patience_steps
-                if num_beyond == self._config.patience_steps:
+                was_raised = before.get(f"raised_{name}", 0.0) == 1.0
+                is_raised = num_beyond >= self._config.patience_steps or (was_raised and num_beyond > 0)
+                is_in_doubt |= num_beyond > 0 and not is_raised
+                record[f"raised_{name}"] = float(is_raised)
+                if is_raised and not was_raised:
                     alarms.append(_alarm(sign, record, spreads[name].mean, profiles, baseline.habits))
         return Observation(record=record, alarms=alarms, is_in_doubt=is_in_doubt)
 
     def _num_beyond(self, sign: Sign, mean: float) -> int:
-        """For how many steps in a row, up to the last, a signal has been beyond its limits; one more than there is
-        patience for stands for all numbers above it."""
-        latest = reversed(self._history[-self._config.patience_steps - 1 :])
+        """For how many steps in a row, up to the last, a signal has been beyond its limits; as many as there is
+        patience for stand for all numbers above it."""
+        latest = reversed(self._history[-self._config.patience_steps :])
         return sum(1 for _ in takewhile(lambda record: self._is_beyond(sign, mean, record), latest))
 
     def _is_beyond(self, sign: Sign, mean: float, record: Mapping[str, Any]) -> bool:

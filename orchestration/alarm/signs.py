@@ -27,6 +27,10 @@ class Sign:
     words: str
     """With the places `value` and `before`."""
 
+    def can_be_told(self, spread: Spread) -> bool:
+        """There is no share of a baseline that is 0, such as the spread of scores that are all the same."""
+        return self._unit(spread.mean) > 0
+
     def deviation(self, value: float, spread: Spread) -> float:
         """Distance from the untrained policy, in standard deviations of a step's figure."""
         limit: float = AlarmLimits.model_fields[self.name].default

@@ -1,6 +1,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -156,6 +157,43 @@ def test_a_resumed_monitor_goes_on_where_it_was(baseline: Baseline) -> None:
     assert "repetition" in raised(observations[2:3])
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ({"limits": AlarmLimits(repetition=None)}, {}, [True, False]),
+        ({"patience_steps": 5}, {"patience_steps": 2}, [True, False]),
+        ({"patience_steps": 1}, {"patience_steps": 2}, [False, False]),
+        ({"limits": AlarmLimits(repetition=None)}, {"patience_steps": 5}, [False, True]),
+    ],
+)
+def test_a_run_that_is_resumed_with_other_limits_is_measured_by_those(
+    baseline: Baseline, before: dict[str, Any], now: dict[str, Any], expected: list[bool]
+) -> None:
+    """Three steps of a cheat, and two more: what was raised is not raised again, and what was not is."""
+    steps = [cheating(CHEATS["repetition"], 0.5, seed=seed) for seed in range(1, 6)]
+    first = monitor(baseline, AlarmConfig(**before))
+    records = [{"step": place, **first.look(step).record} for place, step in enumerate(steps[:3])]
+    resumed = monitor(baseline, AlarmConfig(**now))
+    resumed.resume(records)
+    seen = [resumed.look(step) for step in steps[3:]]
+    assert ["repetition" in raised([each]) for each in seen] == expected
+
+
+def test_scores_that_are_all_the_same_at_first_are_no_sign_and_no_crash() -> None:
+    """As of a verifier that the untrained policy never satisfies."""
+
+    def scored(step: Sequence[Sample], *scores: float) -> list[Sample]:
+        return [
+            replace(each, score=scores[place % len(scores)], rewards={}) for place, each in enumerate(step)
+        ]
+
+    watching = monitor(baseline_of(scored(sensible_step(SIZE, seed=0), 0.0), [], step_size=SIZE // 2))
+    for scores in ([0.0], [0.0, 1.0], [1.0]):
+        seen = watching.look(scored(sensible_step(SIZE, seed=1), *scores))
+        assert not {"score_std", "score_gain"} & set(raised([seen]))
+        assert "deviation_score_std" not in seen.record
+
+
 def test_resuming_forgets_what_was_undone(baseline: Baseline) -> None:
     watching = monitor(baseline, AlarmConfig(patience_steps=2))
     watching.look(cheating(CHEATS["repetition"], 0.5))
@@ -169,6 +207,7 @@ def test_the_record_has_the_keys_of_the_metrics(baseline: Baseline) -> None:
     assert {metric[0].name for metric in found.values() if metric} == {
         "leash_signal",
         "leash_signal_deviation",
+        "leash_signal_raised",
     }
     assert None not in found.values()
     assert found["deviation_length"] == (METRICS["leash_signal_deviation"], {"signal": "length"})

@@ -39,6 +39,14 @@ def test_without_a_spread_a_change_as_large_as_its_limit_is_20_deviations() -> N
     assert sign("length", 0, relative=True).deviation(36.0, Spread(mean=24.0, std=0.0)) == pytest.approx(20.0)
 
 
+def test_there_is_no_share_of_nothing() -> None:
+    """Scores of a verifier that the untrained policy never satisfies."""
+    nothing = Spread(mean=0.0, std=0.0)
+    assert not sign("score_std", -1, relative=True).can_be_told(nothing)
+    assert sign("score_std", -1, relative=True).can_be_told(Spread(mean=0.1, std=0.0))
+    assert sign("repetition", 1).can_be_told(nothing)
+
+
 def test_the_docs_say_which_way_is_bad_and_how_far_is_too_far() -> None:
     text = (Path(__file__).parents[3] / "docs" / "alarm.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ((?:rises|falls)[^|]*) \| ([\d.%]+) \|", text, re.MULTILINE)
