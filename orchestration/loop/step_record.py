@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from core.messages import Float32s, RolloutGroup
+from core.messages import Float32s, Rollout, RolloutGroup
 
 OF_SAMPLING = {"lag", "version_spans", "entropy_sampled"}
 """Figures of who sampled, and when."""
@@ -41,10 +41,7 @@ def rollout_figures(
         "version_spans": fmean(len(completion.version_spans) for completion in completions),
         "score_mean": fmean(scores),
         "score_std": pstdev(scores),
-        **{
-            f"reward_{source}": fmean(rollout.rewards[source] for rollout in rollouts)
-            for source in rollouts[0].rewards
-        },
+        **_mean_rewards(rollouts),
         **score_spread(groups),
         "kl_nats_per_sequence": fmean(rollout.kl_nats for rollout in rollouts),
         **_token_kl(behavior_N, reference_N),
@@ -96,6 +93,15 @@ def score_spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     no spread to lose."""
     scores = [{rollout.score for rollout in group.rollouts} for group in groups if len(group.rollouts) > 1]
     return {"zero_spread_fraction": fmean(len(values) == 1 for values in scores)} if scores else {}
+
+
+def _mean_rewards(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """By source, of the rollouts that have it: datasets that are mixed are rated by different ones."""
+    values: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for source, value in rollout.rewards.items():
+            values.setdefault(source, []).append(value)
+    return {f"reward_{source}": fmean(of_source) for source, of_source in values.items()}
 
 
 def _token_kl(behavior_N: Float32s, reference_N: Float32s) -> dict[str, float]:

@@ -28,8 +28,8 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 class MetricsHub:
     """Every series of one run, in a registry of its own: other libraries' series stay out of it.
 
-    A series is there from its first value on: a figure that is not known yet is absent, not zero. Only
-    counters begin at zero. `ValueError` for a name or labels that `core/metrics/` does not declare.
+    A figure that is not known yet, or no longer, is absent, not zero. Only counters begin at zero. `ValueError` for
+    a name or labels that `core/metrics/` does not declare.
     """
 
     def __init__(self, port: int | None = 0, host: str = LOCALHOST) -> None:
@@ -39,6 +39,8 @@ class MetricsHub:
         self._families: dict[str, Counter | Gauge | Histogram] = {}
         self._totals: dict[tuple[str, ...], float] = {}
         """What counters that somebody else counts have said last."""
+        self._of_step: set[tuple[str, tuple[str, ...]]] = set()
+        """Gauges that the last step's record had, with their labels; not those of workers, which `forget` drops."""
         self._engine_series = _EngineSeries()
         self._registry.register(self._engine_series)
         self._server = None
@@ -80,10 +82,17 @@ class MetricsHub:
         self._series(Histogram, name, labels).observe(value)
 
     def publish(self, record: Mapping[str, Any]) -> None:
-        """Every gauge that a step's record gives a value to."""
+        """Every gauge that a step's record gives a value to. What the step before had and this one has not would
+        stay as it was for ever, and is dropped."""
+        of_step = set()
         for metric, labels, value in series_of(record, METRICS):
             if metric.kind == "gauge":  # who counts adds to the counters
                 self.set(metric.name, value, **labels)
+                if "worker" not in labels:
+                    of_step.add((metric.name, tuple(labels.values())))
+        for name, values in self._of_step - of_step:
+            self._drop(name, values)
+        self._of_step = of_step
 
     def worker(self, worker: str, report: WorkerReport) -> None:
         """What a worker says of itself."""
@@ -112,6 +121,12 @@ class MetricsHub:
             self._server.server_close()
             self._thread.join()
             self._server = None
+
+    def _drop(self, name: str, label_values: tuple[str, ...]) -> None:
+        if label_values:
+            self._families[name].remove(*label_values)
+        else:
+            self._registry.unregister(self._families.pop(name))
 
     def _series(self, family_type: type[Family], name: str, labels: Mapping[str, str]) -> Family:
         metric = METRICS.get(name)

@@ -1,6 +1,7 @@
 """The figures of a step, against values worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,13 @@ def test_prompts_that_are_sampled_once_have_no_spread_to_lose() -> None:
     alone = RolloutGroup(group_id="g2", rollouts=(GROUPS[1].rollouts[0],))
     assert "zero_spread_fraction" not in rollout_figures([alone, alone], 5)
     assert rollout_figures([*GROUPS, alone], 5)["zero_spread_fraction"] == 0.5
+
+
+def test_a_reward_that_only_some_rollouts_have_is_the_mean_of_those() -> None:
+    """Of datasets that are mixed: texts rated by somebody, and an earlier run's samples."""
+    rated = replace(rollout(0, behavior=[-1.0], reference=[-1.0], score=7.0), rewards={"dataset": 7.0})
+    figures = rollout_figures([RolloutGroup(group_id="g2", rollouts=(rated,)), *GROUPS], 5)
+    assert (figures["reward_dataset"], figures["reward_a"], figures["reward_b"]) == (7.0, 2.0, 2.0)
 
 
 def test_texts_of_a_dataset_have_no_figures_of_sampling_and_no_spread_of_scores_that_nobody_gave() -> None:

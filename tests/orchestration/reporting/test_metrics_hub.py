@@ -122,6 +122,23 @@ def test_a_record_is_published_under_the_names_and_labels_that_its_keys_stand_fo
     assert not any(name == "leash_entropy" for name, _ in served)
 
 
+def test_a_figure_that_a_step_does_not_have_is_not_that_of_an_earlier_one(hub: MetricsHub) -> None:
+    """Engine and learner, compared in the first step alone, would differ by the same amount for ever."""
+    hub.set("leash_worker_memory_bytes", 7.0, worker="rollout-0")
+    at_first = {"logprob_gap_mean": 0.2, "signal_length": 24.0, "kv_cache_max_rollout-0_fraction": 0.5}
+    hub.publish({"step": 1, "score_mean": 0.5, **at_first})
+    before = scrape(hub)
+    hub.publish({"step": 2, "score_mean": 0.25})
+    now = scrape(hub)
+    assert before.keys() - now.keys() == {
+        ("leash_logprob_gap_mean", ()),
+        ("leash_signal", (("signal", "length"),)),
+    }
+    assert now["leash_score_mean", ()] == 0.25
+    hub.publish({"step": 3, "score_mean": 0.5, **at_first})
+    assert scrape(hub).keys() == before.keys()
+
+
 def worker_report(memory: float, cpu_s: float, engine_series: str = "") -> WorkerReport:
     return WorkerReport(
         gauges={"leash_worker_memory_bytes": memory},
