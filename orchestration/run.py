@@ -29,7 +29,7 @@ from orchestration.reporting.summary import run_figures
 from orchestration.reporting.terminal import TerminalView, before_after_markdown, before_after_table
 from orchestration.reward_functions import require_functions
 from orchestration.run_folder import RunFolder, check_free, write_atomically, write_json
-from orchestration.trackers.opening import flat_settings, open_trackers
+from orchestration.trackers.opening import flat_settings, open_trackers, require_trackers
 from orchestration.trackers.sink import TrackerSink
 from orchestration.trackers.tracker import TrackedRun
 
@@ -38,6 +38,7 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
     """Run the recipe to its end, or until told to stop; the summary. Ctrl-C and SIGTERM save and exit."""
     started = time.perf_counter()
     # The folder first: the inputs may include minutes of training a reward model.
+    require_trackers(recipe.trackers)
     if launch.starts_own(address):
         require_functions(recipe)
     if resume:
@@ -49,9 +50,13 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
             check_free(run_folder)
         inputs = RunInputs(recipe)
         folder = RunFolder.create(recipe, run_folder)
+    try:
+        hub = MetricsHub(recipe.metrics.port, recipe.metrics.host)
+    except UserError:
+        folder.discard_if_untrained()
+        raise
     view = TerminalView()
     view.start(recipe.name, recipe.trainer.steps)
-    hub = MetricsHub(recipe.metrics.port, recipe.metrics.host)
     write_atomically(folder.path / "metrics-url.txt", f"{hub.url}\n")
     view.note(f"run folder {folder.path}, metrics at {hub.url}")
     discovery = recipe.metrics.discovery_folder
@@ -167,13 +172,19 @@ class Run:
                     before_step=self._controls.before_step,
                     after_step=self._after_step,
                 )
-                if reached > self._checkpoints.committed_step:
+                if reached > self._checkpoints.committed_step and not self._is_better_done_again(reached):
                     await self._save_checkpoint(reached)
             except LearnerLost as error:
                 reached = await self._restart_learner(trainer, error)
         self._controls.is_over = True
         if reached < self._controls.num_steps:
-            self._view.note(f"stopped after step {reached}; go on with --run {self._folder.path} --resume")
+            saved = self._checkpoints.committed_step
+            kept = (
+                "" if saved == reached else f" (saved: step {saved}, before what may be a sign of cheating)"
+            )
+            self._view.note(
+                f"stopped after step {reached}{kept}; go on with --run {self._folder.path} --resume"
+            )
             raise KeyboardInterrupt
         self._checkpoints.ledger.finish("the run has reached its last step")
         self._stop = self._interrupts.cancel
@@ -265,6 +276,11 @@ class Run:
         """Whether the alarm may stop the run for what this step shows: its checkpoint would take the place of the
         one before it, and a run that goes on from there would be stopped again."""
         return self._log.is_in_doubt and self._controls.recipe.alarm.action == "stop"
+
+    def _is_better_done_again(self, reached: int) -> bool:
+        """Of a run that was told to stop: whether it had better go on from the checkpoint that there is."""
+        was_stopped = reached < self._controls.num_steps
+        return was_stopped and self._checkpoints.committed_step > 0 and self._may_have_to_go_back()
 
     def _is_due(self, every: int, version: int) -> bool:
         """What is done every so many steps; at the end it is done anyway."""

@@ -71,6 +71,7 @@ class RunLog:
     def resume(self, records: list[dict[str, Any]]) -> None:
         """Go on after the last of these records, and forget any other."""
         self.records = records
+        self._trackers.resume(records[-1]["step"] if records else 0)
         if self.monitor is not None:
             self.monitor.resume(records)
 

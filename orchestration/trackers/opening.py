@@ -15,25 +15,30 @@ WANDB_URL = "https://api.wandb.ai"
 """Where wandb sends runs, unless WANDB_BASE_URL says another place."""
 
 
-def open_trackers(config: TrackersConfig, run: TrackedRun, *, note: Callable[[str], None]) -> TrackerSink:
-    """The trackers of a run, opened in the background. `UserError` for a missing library or key.
-
-    `note` is called from the trackers' threads.
-    """
-    openers: dict[str, Callable[[], Tracker]] = {}
+def require_trackers(config: TrackersConfig) -> None:
+    """`UserError` for a missing library or key."""
     if config.tensorboard:
         _require("tensorboard", "trackers.tensorboard")
-        openers["tensorboard"] = lambda: _tensorboard(run)
-    if (wandb := config.wandb) is not None:
+    if config.wandb is not None:
         _require("wandb", "trackers.wandb")
-        if wandb.mode == "online" and not _has_wandb_key():
+        if config.wandb.mode == "online" and not _has_wandb_key():
             raise UserError(
                 "trackers.wandb.mode = online: needs a key; run `wandb login`, set the environment variable "
                 "WANDB_API_KEY, or offline"
             )
+    if config.mlflow is not None:
+        _require("mlflow", "trackers.mlflow")
+
+
+def open_trackers(config: TrackersConfig, run: TrackedRun, *, note: Callable[[str], None]) -> TrackerSink:
+    """The trackers of a run, opened in the background; they are there as `require_trackers` asks. `note` is called
+    from their threads."""
+    openers: dict[str, Callable[[], Tracker]] = {}
+    if config.tensorboard:
+        openers["tensorboard"] = lambda: _tensorboard(run)
+    if (wandb := config.wandb) is not None:
         openers["wandb"] = lambda: _wandb(run, wandb)
     if (mlflow := config.mlflow) is not None:
-        _require("mlflow", "trackers.mlflow")
         openers["mlflow"] = lambda: _mlflow(run, mlflow)
     return TrackerSink(openers, note=note, samples_per_step=config.samples_per_step)
 

@@ -50,6 +50,10 @@ class TrackerSink:
         """Of each tracker: how many calls it has not taken, or failed in."""
         return {feed.name: feed.lost for feed in self._feeds}
 
+    def resume(self, step: int) -> None:
+        """Go on after this step, be it an earlier one."""
+        self._step = step
+
     def step(self, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
         """A step's record, and all its rollouts as rows."""
         if not self._feeds:

@@ -69,7 +69,9 @@ def _markdown(table: Table) -> str:
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 
-def _cell(value: Cell) -> str:
+def _cell(value: Cell | None) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", "↵ ")

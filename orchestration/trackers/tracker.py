@@ -17,7 +17,8 @@ class Table:
     """Samples of one step: the same columns in every row."""
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[Cell | None, ...], ...]
+    """None: a rollout that this reward has not scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], count: int) -> Table:
                 row["prompt"],
                 row["completion"],
                 row["score"],
-                *(row["rewards"].get(source, "") for source in sources),
+                *(row["rewards"].get(source) for source in sources),
                 row["kl_nats"],
             )
             for row in chosen

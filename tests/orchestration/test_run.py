@@ -1,19 +1,21 @@
 """What a run does when its learner dies, and at its end. Its parts are made up."""
 
 import json
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from core.errors import LearnerLost
+from core.errors import LearnerLost, UserError
+from orchestration import run as run_module
 from orchestration.loop.trainer import Trainer
 from orchestration.recipe.config import Recipe
 from orchestration.recipe.loading import load_recipe
 from orchestration.reporting.metrics_hub import MetricsHub
 from orchestration.reporting.terminal import TerminalView
-from orchestration.run import Run
+from orchestration.run import Run, train
 from orchestration.trackers.sink import TrackerSink
 from tests.fakes import run_virtually
 from tests.recipes import MINIMAL
@@ -136,3 +138,55 @@ def test_where_the_alarm_stops_the_run_a_checkpoint_waits_until_no_signal_is_in_
         run._log.is_in_doubt = step in in_doubt
         run_virtually(run._after_step(step))
     assert steps == saved
+
+
+@pytest.mark.parametrize(
+    ("action", "is_in_doubt", "committed", "saved"),
+    [
+        ("stop", True, 2, []),
+        ("stop", True, 0, [3]),  # or else all of it would be lost
+        ("stop", False, 2, [3]),
+        ("warn", True, 2, [3]),
+    ],
+)
+def test_a_run_that_is_stopped_while_a_signal_is_in_doubt_goes_on_from_before_it(
+    recipe: Recipe, tmp_path: Path, action: str, is_in_doubt: bool, committed: int, saved: list[int]
+) -> None:
+    now = recipe.model_copy(update={"alarm": recipe.alarm.model_copy(update={"action": action})})
+    run = make_run(recipe, now, tmp_path, Parts())
+    steps: list[int] = []
+    notes: list[str] = []
+
+    async def save(version: int, *, keep: int) -> None:
+        steps.append(version)
+        checkpoints.committed_step = version
+
+    async def steps_until_stopped(**_: Any) -> int:
+        run._log.is_in_doubt = is_in_doubt
+        stopped.is_stopping = True
+        return 3
+
+    stopped = SimpleNamespace(is_stopping=False, stop=lambda: None, train=steps_until_stopped)
+    run._checkpoints = checkpoints = cast(Any, SimpleNamespace(save=save, committed_step=committed))
+    run._controls.num_steps = 9  # type: ignore[misc]
+    run._controls.before_step = None  # type: ignore[method-assign,assignment]
+    run._view.note = notes.append  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run_virtually(run._train(cast(Trainer, stopped), 0))
+    assert steps == saved
+    kept = "" if saved else " (saved: step 2, before what may be a sign of cheating)"
+    assert notes[-1] == f"stopped after step 3{kept}; go on with --run {tmp_path} --resume"
+
+
+def test_a_taken_port_costs_no_run_folder(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else the next try, with another port, would be told that there is a run in it."""
+    monkeypatch.setattr(run_module, "RunInputs", lambda recipe: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        on_taken = recipe.model_copy(
+            update={"metrics": recipe.metrics.model_copy(update={"port": taken.getsockname()[1]})}
+        )
+        with pytest.raises(UserError, match="cannot be opened"):
+            train(on_taken, run_folder=tmp_path / "run", resume=False, address="auto")
+    assert not (tmp_path / "run").exists()

@@ -70,6 +70,18 @@ def test_every_tracker_gets_everything_in_order() -> None:
     assert notes == []
 
 
+def test_what_happens_before_a_resumed_run_takes_a_step_is_told_of_the_one_it_goes_on_from() -> None:
+    one = FakeTracker()
+    sink = make_sink([], one=one)
+    sink.resume(40)
+    sink.event("worker", "joins")
+    sink.step({"step": 41}, [])
+    sink.resume(20)
+    sink.event("learner", "started anew")
+    sink.close(None)
+    assert [call[1] for call in one.calls if call[0] == "event"] == [40, 20]
+
+
 def test_a_slow_tracker_holds_up_neither_the_run_nor_the_others() -> None:
     """It is stuck in its first call until the run is over. Three more wait; seven of eleven are left out."""
     notes: list[str] = []

@@ -9,8 +9,8 @@ from core.errors import UserError
 from core.metrics.registry import METRICS
 from orchestration.trackers import opening
 from orchestration.trackers.config import MlflowConfig, TrackersConfig, WandbConfig
-from orchestration.trackers.opening import flat_settings, open_trackers
-from orchestration.trackers.tracker import TrackedRun, figures_of, numbers_of, table_of
+from orchestration.trackers.opening import flat_settings, require_trackers
+from orchestration.trackers.tracker import figures_of, numbers_of, table_of
 
 
 def test_a_figure_is_called_by_its_dashboard_its_metric_and_its_labels() -> None:
@@ -65,7 +65,7 @@ def test_a_reward_that_only_some_rows_have_is_left_empty_in_the_others() -> None
     ]
     table = table_of(rows, 2)
     assert table.columns == ("prompt", "completion", "score", "reward/a", "reward/b", "kl_nats")
-    assert table.rows == (("p", "c", 1.0, 1.0, "", 0.0), ("p", "c", 2.0, "", 2.0, 0.0))
+    assert table.rows == (("p", "c", 1.0, 1.0, None, 0.0), ("p", "c", 2.0, None, 2.0, 0.0))
 
 
 def test_numbers_of_a_summary_are_found_at_any_depth() -> None:
@@ -101,12 +101,12 @@ def test_settings_have_a_value_for_every_dotted_key() -> None:
     ],
 )
 def test_a_library_that_is_missing_is_named_with_the_way_to_get_it(
-    library: str, config: TrackersConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    library: str, config: TrackersConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "find_spec", lambda name: None)
     message = f"trackers.{library}: needs {library}, .* run `pip install leash\\[trackers\\]`"
     with pytest.raises(UserError, match=message):
-        open_trackers(config, TrackedRun(name="a", folder=tmp_path, settings={}), note=lambda text: None)
+        require_trackers(config)
 
 
 def test_online_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_online_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     config = TrackersConfig(wandb=WandbConfig(mode="online"))
     with pytest.raises(UserError, match="set the environment variable WANDB_API_KEY"):
-        open_trackers(config, TrackedRun(name="a", folder=tmp_path, settings={}), note=lambda text: None)
+        require_trackers(config)
 
 
 @pytest.mark.parametrize(("url", "found"), [(None, True), ("https://wandb.lab:8080", False)])

@@ -118,6 +118,16 @@ def test_figures_samples_events_settings_and_the_end_can_be_read_back(tracked: T
     assert written.finished
 
 
+def test_rollouts_that_were_rated_by_different_sources_are_one_table(tracked: Tracked) -> None:
+    sink = tracked.open()
+    sink.step({"step": 1, "lag": 0}, [row("x", 1.0), row("y", 2.0) | {"rewards": {"dataset": 2.0}}])
+    sink.close({})
+    assert list(sink.lost.values()) == [0]
+    (_, _, _, *first), (_, _, _, *second) = tracked.read().samples[1]
+    assert [cell in (None, "") for cell in first] == [False, True, False]
+    assert [cell in (None, "") for cell in second] == [True, False, False]
+
+
 def as_written(written: Written, step: int) -> Callable[[float], str]:
     """Numbers stay numbers, but for TensorBoard, whose tables are text."""
     is_text = isinstance(written.samples[step][0][2], str)
