@@ -9,6 +9,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,14 +23,19 @@ from transformers import (
 from core.attention import PACKED_ATTENTION
 from core.decoded_logits import decoded_logits
 from core.decoding import UNCHANGED, Decoding
+from core.dropout import switch_off_dropout
 from core.errors import UserError
-from core.packing import PackedRow
+from core.packing import PackedRow, pack_row
 from core.pretrained import load_network, read_config, read_tokenizer_file
 
 HEAD_WEIGHT = "score.weight"
 """Name of a scalar head in transformers' sequence classifiers."""
 SCORE_OFFSET = "leash_score_offset"
 """Key of a reward model's config.json: what is taken off its scores (`learner/reward_normalization.py`)."""
+CHECKED_LENGTHS = (5, 9)
+"""Tokens of the sequences on which a loaded network is compared with transformers' own forward pass."""
+LARGEST_GAPS = {"float32": 1e-3, "bfloat16": 0.3}
+"""By dtype, the mean difference that rounding may make, in nats or score (SmolLM2-135M: 3e-6 and 0.06)."""
 
 
 class TokenLogprobs(nn.Module):
@@ -91,19 +97,25 @@ def logprobs_of(logits_NV: torch.Tensor, token_ids_N: torch.Tensor) -> torch.Ten
 
 
 def load_policy(path: Path, dtype: str) -> TokenLogprobs:
-    """A causal language model, in train mode off, with packed attention. Raises `UserError`."""
-    return TokenLogprobs(_load(AutoModelForCausalLM, path, dtype))
+    """A causal language model, in train mode off, with packed attention. Raises `UserError`, also where packing
+    gives other log-probs than transformers' own forward pass."""
+    policy = TokenLogprobs(_load(AutoModelForCausalLM, path, dtype))
+    _check_packed(policy, path, dtype)
+    return policy
 
 
 def load_scalar_model(path: Path, dtype: str) -> ScalarModel:
-    """A sequence classifier with one output. Raises `UserError` for anything else."""
+    """A sequence classifier with one output. Raises `UserError` for anything else, and where packing gives other
+    scores than transformers' own forward pass."""
     config = read_config(path)
     if config.num_labels != 1 or not any("SequenceClassification" in a for a in config.architectures or []):
         raise UserError(
             f"{path}: this is a {config.architectures} with {config.num_labels} outputs, not a reward model. "
             "Give a folder that `leash reward` wrote, or any sequence classifier with one output."
         )
-    return ScalarModel(_load(AutoModelForSequenceClassification, path, dtype))
+    model = ScalarModel(_load(AutoModelForSequenceClassification, path, dtype))
+    _check_packed(model, path, dtype)
+    return model
 
 
 def load_with_scalar_head(path: Path, dtype: str) -> ScalarModel:
@@ -112,12 +124,14 @@ def load_with_scalar_head(path: Path, dtype: str) -> ScalarModel:
     config.num_labels = 1
     new, left_over = {HEAD_WEIGHT}, {"lm_head.weight", "lm_head.bias"}
     model = _load(AutoModelForSequenceClassification, path, dtype, config=config, expected=new | left_over)
+    value_model = ScalarModel(model)
+    _check_packed(value_model, path, dtype)  # while the head is random: with zeros any backbone would do
     head: Any = model.score
     with torch.no_grad():
         head.weight.zero_()
         if hasattr(head.weight, "ds_tensor"):  # this rank's part, where ZeRO-3 has split it while loading
             head.weight.ds_tensor.zero_()
-    return ScalarModel(model)
+    return value_model
 
 
 def linear_layers(path: Path) -> list[str]:
@@ -177,4 +191,63 @@ def _load(
             "Save both together with `save_pretrained`."
         )
     loaded: PreTrainedModel = model
+    switch_off_dropout(loaded)
     return loaded
+
+
+@torch.no_grad()
+def _check_packed(module: TokenLogprobs | ScalarModel, path: Path, dtype: str) -> None:
+    """Two short sequences in one row must give what each gives alone in transformers' own forward pass.
+
+    Left out where ZeRO-3 has split the weights while loading, as no rank may hold all of them: there the reference
+    and the reward model, which are loaded whole, are checked, and the learner relies on `check_model`.
+    Raises `UserError`.
+    """
+    model = module.model
+    if any(hasattr(parameter, "ds_tensor") for parameter in model.parameters()):
+        return
+    random = np.random.default_rng(0)
+    config = model.config.get_text_config()
+    sequences = [
+        random.integers(config.vocab_size, size=length, dtype=np.int32) for length in CHECKED_LENGTHS
+    ]
+    for ids in sequences:
+        if ids[-1] == config.pad_token_id:  # transformers scores the last token that is not padding
+            ids[-1] = (ids[-1] + 1) % config.vocab_size
+    row = pack_row([(ids, np.arange(len(ids)) > 0) for ids in sequences])
+    try:
+        packed = module.final_scores(row) if isinstance(module, ScalarModel) else module(row)
+        model.set_attn_implementation("eager")  # the one that all have, and that leaves nothing out
+        alone = torch.cat([_unpacked(module, torch.from_numpy(ids).long()) for ids in sequences])
+        model.set_attn_implementation(PACKED_ATTENTION)
+    except Exception as error:  # whatever an architecture makes of arguments that it does not know
+        raise _not_packable(path, model, f"does not run on packed rows ({error})") from error
+    limit = LARGEST_GAPS[dtype]
+    if isinstance(module, ScalarModel):
+        limit *= max(1.0, float(alone.abs().max()))  # rounding is relative, and scores have any scale
+    gap = float((packed - alone).abs().mean())
+    if not gap <= limit:
+        raise _not_packable(
+            path,
+            model,
+            f"gives other {'scores' if isinstance(module, ScalarModel) else 'log-probs'} on packed rows than in "
+            f"transformers' own forward pass, {gap:.2g} apart in the mean (limit {limit:.1g})",
+        )
+
+
+def _unpacked(module: TokenLogprobs | ScalarModel, token_ids_T: torch.Tensor) -> torch.Tensor:
+    """What the module would give for one sequence, all of it trained, by transformers' own forward pass."""
+    whole = torch.ones_like(token_ids_T)[None]
+    logits = (
+        module.model(input_ids=token_ids_T[None], attention_mask=whole, use_cache=False).logits[0].float()
+    )
+    if isinstance(module, ScalarModel):
+        return logits - getattr(module.model.config, SCORE_OFFSET, 0.0)
+    return logprobs_of(logits[:-1], token_ids_T[1:])
+
+
+def _not_packable(path: Path, model: PreTrainedModel, problem: str) -> UserError:
+    return UserError(
+        f"{path}: model type {model.config.model_type} {problem}. Use another architecture, such as Llama, "
+        "Qwen2 or Qwen3."
+    )

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import logging as hf_logging
 
 from core.errors import UserError
+from core.packable import check_packable
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -20,9 +21,10 @@ hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
 
 
-def check_model(path: Path) -> None:
-    """Raises `UserError` for a folder that is no model of transformers', or whose weights are not safetensors."""
-    read_config(path)
+def check_model(path: Path, *, max_model_len: int) -> None:
+    """Raises `UserError` for a folder that is no model of transformers', that packing cannot do for sequences of up
+    to `max_model_len` tokens by what its config says, or whose weights are not safetensors."""
+    check_packable(path, read_config(path), max_model_len)
     _check_weights(path)
 
 

@@ -18,6 +18,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
+from core.dropout import set_attention_dropout
 from core.errors import NonFiniteError, UserError, WorkerError
 from learner.checkpoint_files import CheckpointFiles, read_tensors
 from learner.config import LearnerConfig
@@ -73,9 +74,7 @@ class ZeroEngine:
         self._gradient_clip = config.gradient_clip
         self._drops = config.dropout > 0
         if self._drops and config.lora is None:
-            for layer in module.modules():
-                if hasattr(layer, "attention_dropout"):
-                    setattr(layer, "attention_dropout", config.dropout)  # noqa: B010 (a plain number, not a module)
+            set_attention_dropout(module, config.dropout)
         if config.gradient_checkpointing:
             module.model.gradient_checkpointing_enable()  # type: ignore[union-attr,operator]
         module.train()  # from_pretrained leaves it in eval mode, where checkpointing silently does nothing

@@ -54,7 +54,7 @@ class RunInputs:
         self.model_source = model_source(recipe.model.path, recipe.model.revision)
         """For processes on other nodes; `model_path` is its folder here."""
         self.model_path = resolve_model(recipe.model.path, recipe.model.revision)
-        check_model(self.model_path)
+        check_model(self.model_path, max_model_len=recipe.model.max_model_len)
         self.tokenizer = load_tokenizer(self.model_path)
         self.train_prompts, self.heldout_prompts = _prompts(recipe, self.tokenizer)
         self.heldout_texts = (
@@ -130,6 +130,7 @@ def train_reward_model(recipe: Recipe) -> Path:
     """The folder of the recipe's reward model, trained if the cache does not have it. Prints its figures."""
     assert recipe.reward_model is not None
     model_path = resolve_model(recipe.model.path, recipe.model.revision)
+    check_model(model_path, max_model_len=recipe.model.max_model_len)
     prompts = _normalized_on(recipe, model_path)
     groups = None
     if recipe.reward_model.datasets:
@@ -199,7 +200,9 @@ def _reward_model(recipe: Recipe, reward: RewardModelReward, table: str) -> tupl
         folder = train_reward_model(recipe)
         return folder, folder
     source = model_source(reward.path, reward.revision, table=table)
-    return source, resolve_model(reward.path, reward.revision, table=table)
+    path = resolve_model(reward.path, reward.revision, table=table)
+    check_model(path, max_model_len=recipe.model.max_model_len)
+    return source, path
 
 
 def _train_into(

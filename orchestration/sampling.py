@@ -55,7 +55,7 @@ def sample(
         require_functions(recipe)
     model_path = resolve_model(recipe.model.path, recipe.model.revision)
     policy_path = model_path if policy is None else _saved_policy(policy)
-    check_model(policy_path)
+    check_model(policy_path, max_model_len=recipe.model.max_model_len)
     check_same_tokenizer(model_path, policy_path)
     inputs = RunInputs(recipe)
     folder = RunFolder.create(recipe, run_folder)

@@ -63,7 +63,7 @@ def bring_code(folder: Path) -> Path:
     "load",
     [
         read_config,
-        check_model,
+        lambda folder: check_model(folder, max_model_len=8),
         load_tokenizer,
         lambda folder: load_network(AutoModelForCausalLM, folder),
         lambda folder: load_policy(folder, "float32"),
@@ -85,7 +85,13 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("load", [check_model, lambda folder: load_policy(folder, "float32")])
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda folder: check_model(folder, max_model_len=8),
+        lambda folder: load_policy(folder, "float32"),
+    ],
+)
 def test_weights_that_are_not_safetensors_are_refused(folder: Path, load: Callable[[Path], object]) -> None:
     load(folder)
     weights = LlamaForCausalLM.from_pretrained(folder).state_dict()

@@ -50,6 +50,7 @@ def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Training:
     stage.RatedSnippets = lambda config, **options: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "learner.reward_stage", stage)
     monkeypatch.setattr(inputs, "resolve_model", lambda path, revision: Path(path))
+    monkeypatch.setattr(inputs, "check_model", lambda path, *, max_model_len: None)
     monkeypatch.setattr(inputs, "asset_path", lambda name: tmp_path / name)
     monkeypatch.setenv("LEASH_CACHE", str(tmp_path / "cache"))
     return training
