@@ -238,9 +238,8 @@ def _check_packed(module: TokenLogprobs | ScalarModel, path: Path, dtype: str) -
 def _unpacked(module: TokenLogprobs | ScalarModel, token_ids_T: torch.Tensor) -> torch.Tensor:
     """What the module would give for one sequence, all of it trained, by transformers' own forward pass."""
     whole = torch.ones_like(token_ids_T)[None]
-    logits = (
-        module.model(input_ids=token_ids_T[None], attention_mask=whole, use_cache=False).logits[0].float()
-    )
+    output = module.model(input_ids=token_ids_T[None], attention_mask=whole, use_cache=False)
+    logits: torch.Tensor = output.logits[0].float()
     if isinstance(module, ScalarModel):
         return logits - getattr(module.model.config, SCORE_OFFSET, 0.0)
     return logprobs_of(logits[:-1], token_ids_T[1:])

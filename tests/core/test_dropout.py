@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, PreTrainedConfig
+from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
 
 from core.dropout import set_attention_dropout
 from core.errors import UserError
@@ -18,7 +18,7 @@ RATES = ("attention_dropout", "hidden_dropout", "dropout", "attn_pdrop", "resid_
 ROW = pack_row([(np.arange(2, 14, dtype=np.int32), np.arange(12) > 0)])
 
 
-def policy_with_dropout(folder: Path, config_class: type[PreTrainedConfig]) -> TokenLogprobs:
+def policy_with_dropout(folder: Path, config_class: type[Any]) -> TokenLogprobs:
     known = {name: 0.5 for name in RATES if hasattr(config_class(), name)}
     assert known
     save_network(folder, config_class(**SIZES, **known))

@@ -105,7 +105,8 @@ def test_value_and_reward_models_are_compared_too(tmp_path: Path) -> None:
     save(tmp_path, "qwen3_next", **EXPERTS)
     with pytest.raises(UserError, match="model type qwen3_next gives other scores on packed rows"):
         load_with_scalar_head(tmp_path, "float32")
-    config = CONFIG_MAPPING["qwen3_next"](**OWN_SIZES, **EXPERTS, num_labels=1)
+    config_class: Any = CONFIG_MAPPING["qwen3_next"]
+    config = config_class(**OWN_SIZES, **EXPERTS, num_labels=1)
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "reward")
     with pytest.raises(UserError, match="reward: model type qwen3_next gives other scores on packed rows"):

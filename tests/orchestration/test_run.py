@@ -170,7 +170,7 @@ def test_a_run_that_is_stopped_while_a_signal_is_in_doubt_goes_on_from_before_it
     run._checkpoints = checkpoints = cast(Any, SimpleNamespace(save=save, committed_step=committed))
     run._controls.num_steps = 9  # type: ignore[misc]
     run._controls.before_step = None  # type: ignore[method-assign,assignment]
-    run._view.note = notes.append  # type: ignore[method-assign]
+    run._view.note = notes.append  # type: ignore[method-assign,assignment]
     with pytest.raises(KeyboardInterrupt):
         run_virtually(run._train(cast(Trainer, stopped), 0))
     assert steps == saved
