@@ -93,7 +93,7 @@ def ppo_policy_loss(
         "clip_fraction_high": aggregate((advantages > 0) & (ratio > 1 + clip_high), weights),
         "clip_fraction_dual": aggregate(dual_clipped, weights),
         "approx_kl": aggregate(kl_estimate(-log_ratio, torch.zeros_like(log_ratio), estimator="k3"), weights),
-        "ratio_max": torch.where(mask, ratio, 0.0).amax(),
+        "ratio_max": torch.where(mask, ratio, 0.0).amax() if mask.numel() else ratio.sum(),
         "loss_weight": weights.sum(),
     }
 

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from learner.shapes import require_coefficient, require_positive, require_rank, require_same_shape
+from learner.shapes import (
+    require_coefficient,
+    require_floats,
+    require_positive,
+    require_rank,
+    require_same_shape,
+)
 
 DPOVariant = Literal["sigmoid", "ipo", "conservative"]
 
@@ -32,6 +38,7 @@ def bradley_terry_loss(
     eq. 2). Adding one constant to all scores changes nothing.
     """
     require_same_shape(chosen=chosen_B, rejected=rejected_B)
+    require_floats(chosen=chosen_B, rejected=rejected_B)
     if isinstance(margin, Tensor):
         require_same_shape(chosen=chosen_B, margin=margin)
         if (margin < 0).any():
@@ -112,6 +119,10 @@ def dpo_loss(
             raise ValueError(f"no DPO variant {variant!r}; choose one of sigmoid, ipo, conservative")
     if weights_B is not None:
         require_same_shape(policy_chosen=policy_chosen_B, weights=weights_B)
+        if (weights_B < 0).any():
+            raise ValueError(
+                f"the weight of pair {int((weights_B < 0).nonzero()[0])} is below 0: exchange its completions"
+            )
         losses_B = losses_B * weights_B.detach()
     return _mean(losses_B, normalizer)
 

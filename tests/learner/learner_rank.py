@@ -81,6 +81,7 @@ METHODS: dict[str, tuple[AlgorithmConfig, dict[str, Any]]] = {
     "best-of-step": (SFTConfig(kind="sft", top_k=4, top_k_of="step"), {}),
     "dpo": (DPOConfig(kind="dpo", nll_coef=0.1, weight_by_reward=True), {}),
     "ipo": (DPOConfig(kind="dpo", variant="ipo"), {}),
+    "conservative": (DPOConfig(kind="dpo", variant="conservative", label_smoothing=0.2), {}),
     "rpo": (RPOConfig(kind="rpo"), {}),
     "rebel": (REBELConfig(kind="rebel"), {}),
 }

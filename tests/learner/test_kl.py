@@ -178,6 +178,16 @@ def test_kl_is_not_negative_and_ignores_a_shift_of_the_logits(seed: int, shift: 
         assert full_kl(policy, policy, direction=direction).abs().max() < 1e-14
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_gradients_of_estimates_by_finite_differences(estimator: Estimator) -> None:
+    policy, reference = (t.requires_grad_() for t in random_logits(2, 4, 5, seed=2))
+
+    def estimate(policy: Tensor, reference: Tensor) -> Tensor:
+        return kl_estimate(policy, reference, estimator=estimator)
+
+    assert torch.autograd.gradcheck(estimate, (policy, reference))
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("chunk_elements", [1, 12, 30, 1 << 22])
 def test_gradient_of_full_kl_by_finite_differences(

@@ -157,6 +157,23 @@ def test_on_policy_the_loss_is_minus_the_mean_advantage_and_its_gradient_the_pol
     assert metrics["ratio_max"] == 1
 
 
+def test_a_packed_row_without_tokens_adds_nothing() -> None:
+    """As a rank may have that others have more rows than."""
+    nothing = torch.zeros(0, requires_grad=True)
+    loss, metrics = ppo_policy_loss(
+        nothing,
+        nothing,
+        nothing,
+        nothing == 0,
+        clip_low=0.2,
+        clip_high=0.2,
+        dual_clip=None,
+        aggregation="token",
+        normalizer=7.0,
+    )
+    assert (loss, metrics["ratio_max"], metrics["loss_weight"]) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_gradients_by_finite_differences(aggregation: Aggregation) -> None:
     batch = random_batch(1)

@@ -33,12 +33,17 @@ def random_pairs(count: int, seed: int, num_pairs: int = 6) -> tuple[Tensor, ...
 
 def weighted_dpo_loss(first_B: Tensor, second_B: Tensor, *rest: Tensor, **options: Any) -> Tensor:
     *old, weights_B = rest
-    return dpo_loss(first_B, second_B, *old, weights_B=weights_B, **options)
+    return dpo_loss(first_B, second_B, *old, weights_B=weights_B.abs(), **options)
+
+
+def loss_with_margins(chosen_B: Tensor, rejected_B: Tensor, margin_B: Tensor, **options: Any) -> Tensor:
+    return bradley_terry_loss(chosen_B, rejected_B, margin=margin_B.abs(), **options)
 
 
 LOSSES: list[tuple[int, Callable[..., Any], dict[str, Any]]] = [
     (2, bradley_terry_loss, {}),
     (2, bradley_terry_loss, {"margin": 0.7}),
+    (3, loss_with_margins, {}),
     (4, dpo_loss, {"beta": 0.3}),
     (4, dpo_loss, {"beta": 0.3, "variant": "ipo"}),
     (4, dpo_loss, {"beta": 0.3, "variant": "conservative", "label_smoothing": 0.1}),

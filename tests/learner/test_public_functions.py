@@ -119,6 +119,11 @@ WRONG: list[tuple[str, Callable[[], Any]]] = [
     (r"scores have the shape \[4\]", lambda: k_wise_loss(S_B, torch.arange(4))),
     ("ranks are torch.float32", lambda: k_wise_loss(P_BT, torch.tensor([[0, 1, 2, NAN]] * 3))),
     ("ranks are torch.bool", lambda: k_wise_loss(P_BT, P_BT == 0)),
+    ("chosen are torch.int64", lambda: bradley_terry_loss(S_B.long(), S_B)),
+    (
+        "weight of pair 2 is below 0",
+        lambda: dpo_loss(S_B, S_B, S_B, S_B, beta=1.0, weights_B=torch.tensor([1.0, 0.0, -0.5, 1.0])),
+    ),
     ("beta is inf", lambda: dpo_loss(S_B, S_B, S_B, S_B, beta=math.inf, variant="sigmoid")),
     ("eta is nan", lambda: rebel_loss(S_B, S_B, S_B, S_B, S_B, eta=NAN)),
 ]
