@@ -163,15 +163,20 @@ def _start(size: PodSize) -> dict[str, str]:
 
 
 def _pod_monitor(values: Values) -> Document:
-    ports = ["metrics", "run-metrics", "as-metrics", "dash-metrics"]
-    relabelings = [
-        {"sourceLabels": [f"__meta_kubernetes_pod_label_{label}"], "targetLabel": target}
-        for label, target in (("ray_io_cluster", "ray_io_cluster"), ("ray_io_group", "ray_io_group"))
+    def label(target: str, source: str) -> Document:
+        return {"sourceLabels": [f"__meta_kubernetes_pod_label_{source}"], "targetLabel": target}
+
+    of_ray = [label(name, name) for name in ("ray_io_cluster", "ray_io_group")]
+    # What deploy/monitoring's dashboards and alerts go by, as `metrics.discovery_folder` gives it elsewhere.
+    of_run = [label("run", "app_kubernetes_io_instance"), {"targetLabel": "job", "replacement": "leash"}]
+    endpoints = [
+        {"port": "run-metrics", "relabelings": of_ray + of_run},
+        *({"port": port, "relabelings": of_ray} for port in ("metrics", "as-metrics", "dash-metrics")),
     ]
     return _object("monitoring.coreos.com/v1", "PodMonitor", str(values.name), values) | {
         "spec": {
             "selector": {"matchLabels": _instance(values)},
-            "podMetricsEndpoints": [{"port": port, "relabelings": relabelings} for port in ports],
+            "podMetricsEndpoints": endpoints,
         }
     }
 

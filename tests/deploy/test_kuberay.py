@@ -86,6 +86,19 @@ def test_an_overlay_says_the_same_as_the_value(overlay: str, values: dict[str, A
     assert built(KUBERAY / "overlays" / overlay) == documents(**values)
 
 
+def test_the_runs_series_have_the_labels_that_dashboards_and_alerts_go_by() -> None:
+    run_metrics = documents(pod_monitor=True)[-1]["spec"]["podMetricsEndpoints"][0]
+    assert run_metrics["port"] == "run-metrics"
+    assert run_metrics["relabelings"][-2:] == [
+        {"sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_instance"], "targetLabel": "run"},
+        {"targetLabel": "job", "replacement": "leash"},
+    ]
+    pod = cluster_of(documents())["headGroupSpec"]["template"]["metadata"]["labels"]
+    assert (
+        job_of(documents())["spec"]["entrypoint"].split()[4].endswith(f"/{pod['app.kubernetes.io/instance']}")
+    )
+
+
 def test_the_gpu_overlay_asks_for_one_gpu_a_process_and_shares_one_among_the_scorers() -> None:
     found = built(KUBERAY / "overlays" / "gpu")
     gpus = {
