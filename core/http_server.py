@@ -40,3 +40,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(
             f"--host {host} --port {port}: cannot be opened ({reason}); choose another, or --port 0 for a free one"
         ) from error
+
+
+def url_of(host: str, port: int) -> str:
+    """With an IPv6 address in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

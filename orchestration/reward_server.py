@@ -11,7 +11,7 @@ from actors.reward_service.server import make_app, make_server
 from actors.reward_service.service import Limits, RewardService
 from actors.reward_service.token_file import read_or_create_token
 from core.errors import UserError
-from core.http_server import listen
+from core.http_server import listen, url_of
 from orchestration.assets import cache_folder, resolve_model
 from orchestration.recipe.config import Recipe
 
@@ -42,7 +42,7 @@ def serve_reward(
         try:
             process.start()
             service = RewardService(reward.name, process, _limits(recipe, reward, deadline_s))
-            address = f"http://{host}:{listener.getsockname()[1]}"
+            address = url_of(host, listener.getsockname()[1])
             print(f"reward {reward.name} at {address}, token in {token_file}", flush=True)
             make_server(make_app(service, token)).run(sockets=[listener])
         finally:

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from core.errors import UserError
+from core.http_server import url_of
 from core.metrics.contract import Metric, series_of
 from core.metrics.registry import METRICS
 from core.worker_report import WorkerReport
@@ -60,7 +61,7 @@ class MetricsHub:
     @property
     def url(self) -> str | None:
         """Where the series are served, if they are."""
-        return f"http://{self._host}:{self._server.server_port}/metrics" if self._server else None
+        return f"{url_of(self._host, self._server.server_port)}/metrics" if self._server else None
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """The last value of a gauge."""

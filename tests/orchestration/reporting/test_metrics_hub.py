@@ -3,6 +3,7 @@
 import urllib.request
 from collections.abc import Iterator
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
@@ -186,12 +187,12 @@ vllm:prompt_tokens_total{engine="0"} %d
     assert ("vllm:num_requests_running", places[1]) not in scrape(hub)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
 def test_the_endpoint_listens_where_it_is_told(host: str) -> None:
     hub = MetricsHub(0, host)
     try:
         assert hub.url is not None
-        assert hub.url.startswith(f"http://{host}:")
+        assert urlsplit(hub.url).hostname == host
         with urllib.request.urlopen(hub.url, timeout=10) as response:
             assert response.status == 200
     finally:
