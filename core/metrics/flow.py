@@ -6,7 +6,7 @@ DURATION_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 
 """From a weight copy to a long step, about threefold each."""
 LAG_BUCKETS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 
-PROGRESS = Panel("Progress", "throughput", "Steps, rollouts and tokens so far.")
+PROGRESS = Panel("Progress", "throughput", "Steps and rollouts so far, and tokens a second.")
 STEP_TIME = Panel("Time of a step", "throughput", "By what the loop waited for.", in_overview=True)
 WAITING = Panel(
     "Who waits for whom",

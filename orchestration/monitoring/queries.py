@@ -110,6 +110,7 @@ DERIVED: tuple[Derived, ...] = (
         f"rate(leash_tokens_total[{STEP_WINDOW}])",
         "Tokens trained on, a second, pauses included",
         "tokens/second",
+        ("leash_tokens_total",),
     ),
     Derived(
         f"leash:engine_prefix_hits:ratio{BEAT_WINDOW}",

@@ -107,6 +107,11 @@ def test_every_rule_reads_declared_series_only() -> None:
     assert len(RECORDED) == len(DERIVED)
 
 
+def test_whatever_is_recorded_is_drawn() -> None:
+    drawn = {expr.split("{")[0] for panel in PANELS for expr in (query.expr for query in queries_of(panel))}
+    assert drawn >= {derived.name for derived in DERIVED}
+
+
 def test_every_healthy_range_has_an_alert_that_says_its_red_flag(metric: Metric) -> None:
     flag = metric.healthy.red_flag if metric.healthy else None
     expr = re.compile(rf"{metric.name} unless {metric.name}( >= \S+)?( <= \S+)?")
