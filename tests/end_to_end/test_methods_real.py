@@ -5,11 +5,16 @@ What each computes is compared on real DeepSpeed ranks in `tests/learner/test_le
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from core.models import load_scalar_model
+from core.packing import pack_row
+from core.sample_files import step_file
 from orchestration.loop.evaluation import load_samples
 from tests.end_to_end.leash_process import leash, records
 from tests.end_to_end.tiny_recipe import write_tiny_recipe
@@ -29,6 +34,20 @@ rank = 4
 
 [trainer]
 best_of = 3
+"""
+REWARD_MODEL = """\
+base = "{base}"
+rewards = [{{ kind = "model", name = "learned", resources = {{ num_cpus = 0.2, threads = 1 }} }}]
+
+[reward_model]
+num_layers = 2
+
+[[reward_model.datasets]]
+kind = "jsonl"
+path = "{preferences}"
+
+[algorithm]
+kind = "ppo"
 """
 ADAPTERS_AS_REFERENCE = (
     "reference.adapters_off=true",
@@ -60,9 +79,10 @@ def grpo(recipe: Path, texts_file: Path, tmp_path_factory: pytest.TempPathFactor
     return finish(tmp_path_factory.mktemp("runs") / "grpo", recipe, *options)
 
 
-def finish(folder: Path, recipe: Path, *overrides: str) -> Path:
+def finish(folder: Path, recipe: Path, *overrides: str, environment: Mapping[str, str] | None = None) -> Path:
     """The folder of a run that went to its end and left nothing behind."""
-    process = leash("train", recipe, *overrides, "--run", folder, log=folder.with_suffix(".log"))
+    arguments = ("train", recipe, *overrides, "--run", folder)
+    process = leash(*arguments, log=folder.with_suffix(".log"), environment=environment)
     ended = process.wait(DEADLINE_S)
     assert ended.code == 0, ended.output[-4000:]
     assert process.left_behind() == []
@@ -72,6 +92,10 @@ def finish(folder: Path, recipe: Path, *overrides: str) -> Path:
 def summary_of(folder: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return summary
+
+
+def samples_of(folder: Path, step: int) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in step_file(folder, step).read_text(encoding="utf-8").splitlines()]
 
 
 def test_grpo_with_the_exact_kl_to_the_base_under_its_adapters(grpo: Path) -> None:
@@ -166,3 +190,32 @@ def test_dpo_learns_offline_from_what_was_sampled(rollouts: Path, recipe: Path, 
     # Greedy completions are certain, so what they are from the reference is their improbability there.
     after = load_samples(folder / "heldout-after.jsonl")
     assert all(sample.kl_nats > 0 for sample in after)
+
+
+def test_a_reward_model_learns_from_own_preferences_and_scores_a_run(recipe: Path, tmp_path: Path) -> None:
+    """`leash reward`, then a run that finds its model in the cache and starts the value model from it."""
+    rows = [
+        {"prompt": f"Film {index} is", "chosen": f" {good} and bright.", "rejected": f" {good} and dull."}
+        for index, good in enumerate(["good", "bad", "slow", "quick", "cold", "warm"] * 10)
+    ]
+    preferences = tmp_path / "preferences.jsonl"
+    preferences.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    learned = recipe.with_name("learned.toml")
+    learned.write_text(REWARD_MODEL.format(base=recipe.name, preferences=preferences), encoding="utf-8")
+    cache = {"LEASH_CACHE": str(tmp_path / "cache")}
+    process = leash("reward", learned, log=tmp_path / "reward.log", environment=cache)
+    ended = process.wait(DEADLINE_S)
+    assert ended.code == 0, ended.output[-4000:]
+    (folder,) = (tmp_path / "cache" / "reward-models").glob("datasets-*")
+    figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert figures["pairwise_accuracy_0"] == 1.0, figures
+    trained_s = (folder / "metrics.json").stat().st_mtime
+    run = finish(tmp_path / "run", learned, "trainer.steps=1", environment=cache)
+    assert (folder / "metrics.json").stat().st_mtime == trained_s
+    (step,) = records(run)
+    assert math.isfinite(step["value_loss"])
+    model, end_of_text = load_scalar_model(folder, "float32"), 2
+    for row in samples_of(run, 1)[:4]:
+        text = np.array([token for token in row["token_ids"] if token != end_of_text], dtype=np.int32)
+        score = model.final_scores(pack_row([(text, np.arange(len(text)) > 0)]))
+        assert row["score"] == pytest.approx(score.item(), abs=1e-4)
