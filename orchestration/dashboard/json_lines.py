@@ -12,6 +12,9 @@ from core.errors import UserError
 
 Row = dict[str, Any]
 
+LAST_BYTES = 256
+"""That are compared to see whether a file was written anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
@@ -41,6 +44,9 @@ class JsonLines:
         self._generation = 0
         self._inode: int | None = None
         self._end = 0
+        self._last = b""
+        """What stands before the end: in a file that was written anew something else does, even if the new one was
+        given the old one's inode."""
 
     def refresh(self) -> None:
         """Read the lines that are whole by now; a file that is not there has none.
@@ -51,10 +57,11 @@ class JsonLines:
         with self._lock:
             try:
                 with self._path.open("rb") as stream:
-                    stat = os.fstat(stream.fileno())
-                    if stat.st_ino != self._inode or stat.st_size < self._end:
-                        self._start_anew(stat.st_ino)
-                    stream.seek(self._end)
+                    inode = os.fstat(stream.fileno()).st_ino
+                    stream.seek(self._end - len(self._last))
+                    if inode != self._inode or stream.read(len(self._last)) != self._last:
+                        self._start_anew(inode)
+                        stream.seek(0)
                     content = stream.read()
             except FileNotFoundError:
                 if self._inode is not None:
@@ -66,6 +73,7 @@ class JsonLines:
             for line in content.split(b"\n")[:-1]:
                 self._rows.append(self._parsed(line))
                 self._end += len(line) + 1
+                self._last = (self._last + line + b"\n")[-LAST_BYTES:]
 
     def since(self, cursor: Cursor | None) -> tuple[Cursor, bool, list[Row]]:
         """The rows that a reader does not have yet, and whether it has to drop those that it has."""
@@ -79,7 +87,7 @@ class JsonLines:
         return self.since(None)[2]
 
     def _start_anew(self, inode: int | None) -> None:
-        self._inode, self._end, self._rows = inode, 0, []
+        self._inode, self._end, self._last, self._rows = inode, 0, b"", []
         self._generation += 1
 
     def _parsed(self, line: bytes) -> Row:

@@ -57,7 +57,8 @@ class RunView:
 
     def description(self) -> dict[str, Any]:
         """What does not change while it runs."""
-        return {"name": self.name, "recipe": [[key, text] for key, text in _flat(self._recipe)]}
+        recipe = [[key, text] for key, text in _flat(self._recipe)]
+        return {"name": self.name, "folder": str(self.folder), "recipe": recipe}
 
     def status(self) -> dict[str, Any]:
         """`is_live`, `state`, `progress`, of a live run all that `leash status` says, and a `problem`.

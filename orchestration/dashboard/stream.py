@@ -1,5 +1,6 @@
 """What a page is told while it is open: server-sent events, one stream a page.
 
+    runs      those that are served, first of all: a page that was open before may know others
     charts    which charts there are, whenever a run has a new figure
     records   step records of a run as they are appended; all of them at first, or if the file was written anew
     events    of a run, likewise
@@ -46,6 +47,8 @@ async def stream(runs: Sequence[RunView], is_closing: Callable[[], bool]) -> Asy
     """Messages in the form of text/event-stream, until the server closes."""
     followed = [_Followed(index, view) for index, view in enumerate(runs)]
     keys: dict[str, None] = {}
+    descriptions = await asyncio.to_thread(lambda: [view.description() for view in runs])
+    yield _message("runs", {"runs": descriptions})
     try:
         while not is_closing():
             messages: list[str] = []

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from orchestration.dashboard.server import beside
 from tests.orchestration.live_run import serving
 from tests.orchestration.made_up_run import MadeUpRun, row
 
@@ -115,6 +117,14 @@ def test_a_red_flag_is_explained_and_goes_when_the_figure_is_healthy_again(
     expect(page.get_by_text("No red flags")).to_be_visible()
 
 
+def test_a_figure_of_a_worker_that_is_gone_is_no_red_flag(page: Page, serve: Serve, run: MadeUpRun) -> None:
+    run.step(3, score_mean=0.5, score_std=0.5, **{"kv_cache_max_rollout-1_fraction": 1.0})
+    page.goto(serve(run.folder))
+    expect(card(page, "Red flags")).to_contain_text("rollout-1 100 % is above")
+    run.step(4, score_mean=0.5, score_std=0.5)
+    expect(page.get_by_text("No red flags")).to_be_visible()
+
+
 def test_a_damaged_file_is_one_clear_error(page: Page, serve: Serve, run: MadeUpRun) -> None:
     run.text("metrics.jsonl", "{broken}\n")
     page.goto(serve(run.folder))
@@ -200,6 +210,10 @@ def test_runs_are_compared_and_left_out(page: Page, serve: Serve, run: MadeUpRun
     page.goto(serve(run.folder, other.folder))
     scores = card(page, "Reward").get_by_role("row", name="score mean")
     expect(scores).to_have_text(re.compile("0.75.*\N{MINUS SIGN}1"))
+    card(page, "Reward").locator(".plot").focus()
+    page.keyboard.press("ArrowRight")
+    mark = card(page, "Reward").locator(".event-here")
+    expect(mark).to_have_text("Step 1: run-a, worker: rollout-0 died and was replaced")
     page.get_by_role("checkbox", name="run-a").uncheck()
     expect(scores).to_have_text(re.compile("^score mean\N{MINUS SIGN}1$"))
     page.reload()
@@ -311,6 +325,65 @@ def test_a_step_that_is_done_again_is_shown_as_it_is_now(page: Page, serve: Serv
     expect(article).to_contain_text("dull")
 
 
+def test_a_step_that_cannot_be_read_for_a_while_is_shown_again(
+    browser: Browser, serve: Serve, run: MadeUpRun
+) -> None:
+    page = browser.new_page()  # its console says that the answer was an error
+    page.goto(serve(run.folder) + "#/rollouts?step=2")
+    article, prompts = page.get_by_role("article"), page.get_by_role("navigation", name="Prompts")
+    expect(article).to_have_count(2)
+    good = (run.folder / "samples" / "step-000002.jsonl").read_text(encoding="utf-8")
+    run.text("samples/step-000002.jsonl", "{broken}\n")
+    run.step(3, score_mean=0.5)
+    expect(page.get_by_text("not a JSON object")).to_be_visible()
+    expect(prompts.get_by_role("link")).to_have_count(0)
+    (run.folder / "samples" / "step-000002.jsonl").write_text(good, encoding="utf-8")
+    run.step(4, score_mean=0.5)
+    expect(article).to_have_count(2)
+    expect(prompts.get_by_role("link")).to_have_count(2)
+    page.close()
+
+
+def test_the_address_is_a_link_to_the_step_that_is_shown_and_the_view_begins_with_the_last(
+    page: Page, serve: Serve, run: MadeUpRun
+) -> None:
+    page.goto(serve(run.folder) + "#/rollouts")
+    step = page.get_by_role("combobox", name="Step", exact=True)
+    expect(step).to_have_value("2")
+    expect(page).to_have_url(re.compile("step=2"))
+    run.samples(3, [[row("This film", "is dull", 0.0)]])
+    run.step(3, score_mean=0.0)
+    page.reload()
+    expect(step).to_have_value("2")
+    page.get_by_role("link", name="Overview").click()
+    page.get_by_role("link", name="Rollouts").click()
+    expect(step).to_have_value("3")
+    page.goto(page.url.replace("step=3", "step=9"))
+    expect(page).to_have_url(re.compile("step=3"))
+
+
+def test_a_page_that_was_open_shows_the_run_that_is_served_now(
+    browser: Browser, run: MadeUpRun, tmp_path: Path
+) -> None:
+    """On the same port, once the run that it showed is over; its damage is not the new one's."""
+    page = browser.new_page()  # its console says that the connection was lost
+    other = MadeUpRun(tmp_path / "other")
+    other.step(1, score_mean=0.125)
+    run.text("metrics.jsonl", "{broken}\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with beside(run.folder, host="127.0.0.1", port=port) as url:
+        assert url is not None
+        page.goto(url)
+        expect(page.get_by_role("alert")).to_contain_text("not a JSON object")
+    expect(page.get_by_text("no connection; trying again")).to_be_visible()
+    with beside(other.folder, host="127.0.0.1", port=port):
+        expect(page.get_by_role("row", name="other")).to_be_visible()
+        expect(card(page, "Reward").get_by_role("row", name="score mean")).to_contain_text("0.125")
+        expect(page.get_by_role("alert")).to_be_empty()
+        page.close()
+
+
 def test_a_server_that_refuses_is_not_said_to_be_tried_again(
     browser: Browser, serve: Serve, run: MadeUpRun
 ) -> None:
@@ -382,6 +455,21 @@ def test_events_are_listed_and_left_out_by_kind(page: Page, serve: Serve, run: M
     expect(page.get_by_role("row", name="step 2 committed")).to_have_count(0)
     run.event(2, "scale", "rollout: 1 -> 2 workers")
     expect(page.get_by_role("row", name="1 -> 2 workers")).to_be_visible()
+
+
+def test_checkpoints_are_marked_if_that_is_asked_for(page: Page, serve: Serve, run: MadeUpRun) -> None:
+    run.event(1, "checkpoint", "step 1 is committed")
+    page.goto(serve(run.folder))
+    reward = card(page, "Reward")
+    reward.locator(".plot").focus()
+    page.keyboard.press("ArrowRight")
+    expect(reward.locator(".event-here")).to_have_text("Step 1: worker: rollout-0 died and was replaced")
+    page.get_by_label("Mark checkpoints").check()
+    reward.locator(".plot").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    expect(reward.locator(".event-here")).to_contain_text("checkpoint: step 1 is committed")
+    assert "checkpoints=marked" in page.url
 
 
 def test_the_latest_events_are_those_of_all_runs_that_are_shown(

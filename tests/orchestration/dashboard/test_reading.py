@@ -75,6 +75,17 @@ def test_a_file_written_anew_as_by_a_resumed_run_is_read_anew(run: MadeUpRun) ->
     assert records.since(cursor)[1:] == (True, [{"step": 1}, {"step": 2, "again": True}, {"step": 3}])
 
 
+def test_a_file_written_anew_in_the_same_place_and_longer_is_read_anew(run: MadeUpRun) -> None:
+    """A file system may give the new file the number of the one that was removed."""
+    records = records_of(run)
+    run.text("metrics.jsonl", '{"step": 1}\n{"step": 2}\n')
+    records.refresh()
+    cursor, _, _ = records.since(None)
+    (run.folder / "metrics.jsonl").write_text('{"step": 7}\n{"step": 8}\n{"step": 9}\n')
+    records.refresh()
+    assert records.since(cursor)[1:] == (True, [{"step": 7}, {"step": 8}, {"step": 9}])
+
+
 def test_a_file_that_is_cut_or_removed_is_read_anew(run: MadeUpRun) -> None:
     records = records_of(run)
     run.text("metrics.jsonl", '{"step": 1}\n{"step": 2}\n')

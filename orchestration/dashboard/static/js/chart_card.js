@@ -3,7 +3,7 @@
 import { announce, h, replace, svg, table } from "./dom.js";
 import { marksOf } from "./events.js";
 import { flagsOf, healthyText, isHealthy } from "./flags.js";
-import { figure, tick } from "./format.js";
+import { figure, isNumber, tick } from "./format.js";
 import { createPlot, colourName, dashOf, setPlotData } from "./plot.js";
 import { lastFigure, plotData } from "./plot_data.js";
 import { change, hiddenRuns, state, zoom } from "./state.js";
@@ -144,8 +144,10 @@ export class ChartCard {
       h("th", { scope: "row" }, this.toggle(series)),
       this.runs.map((run) => {
         const line = this.data.lines.find((candidate) => candidate.run === run && candidate.series.key === series.key);
-        const value = step === null ? lastFigure(run.records, series.key)?.value : line?.values[this.index];
-        const isBad = series.healthy && value !== undefined && value !== null && !isHealthy(value, series.healthy);
+        const last = step === null ? lastFigure(run.records, series.key) : null;
+        const value = step === null ? last?.value : line?.values[this.index];
+        const isOld = last !== null && last.step !== run.records.at(-1).step; // as in the red flags
+        const isBad = series.healthy && isNumber(value) && !isOld && !isHealthy(value, series.healthy);
         return h("td", { class: isBad ? "bad" : null }, inUnit(value, series.unit));
       })));
     const when = step === null ? "last" : `step ${step}`;

@@ -12,14 +12,19 @@ export class ChartTools {
     this.from = h("input", { type: "number", min: "0", step: "1", onchange: () => this.zoom() });
     this.to = h("input", { type: "number", min: "0", step: "1", onchange: () => this.zoom() });
     this.reset = h("button", { type: "button", onclick: () => change({ from: "", to: "" }) }, "All steps");
+    this.checkpoints = h("input", {
+      type: "checkbox", onchange: () => change({ checkpoints: this.checkpoints.checked ? "marked" : "" }),
+    });
     this.element = h("form", { class: "tools", "aria-label": "Charts", onsubmit: (event) => event.preventDefault() },
       h("label", {}, "Smoothing ", this.smooth, " ", this.shown),
       h("label", {}, "From step ", this.from), h("label", {}, "to ", this.to), this.reset,
+      h("label", {}, this.checkpoints, " Mark checkpoints"),
       h("span", { class: "hint" }, "Drag in a chart to zoom, double-click for all steps."));
   }
 
   update() {
-    const { smooth, from, to } = state();
+    const { smooth, from, to, checkpoints } = state();
+    this.checkpoints.checked = checkpoints !== "";
     this.smooth.value = smooth;
     this.shown.textContent = Number(smooth) ? smooth : "off";
     this.from.value = from;

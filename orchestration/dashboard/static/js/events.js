@@ -3,9 +3,6 @@
 import { time } from "./format.js";
 import { state } from "./state.js";
 
-const ROUTINE = new Set(["checkpoint", "push", "step"]);
-// Kinds that are listed, and would only clutter the charts.
-
 // Events of a run: { time, step or null, kind, text, run }. A run that writes no events.jsonl tells only its latest.
 export function eventsOf(run) {
   if (run.events.length) {
@@ -22,12 +19,14 @@ export function latestEvents(runs) {
   return runs.flatMap(eventsOf).reverse().sort((a, b) => (a.time < b.time ? 1 : a.time > b.time ? -1 : 0));
 }
 
-// What charts mark, each at its step.
+// What charts mark, each at its step; checkpoints, of which there are many, only if that was asked for.
 export function marksOf(runs) {
   const leftOut = leftOutKinds();
+  if (!state().checkpoints) leftOut.add("checkpoint");
+  const words = ({ run, kind, text }) => `${runs.length > 1 ? `${run.name}, ` : ""}${kind}: ${text}`;
   return runs.flatMap(eventsOf)
-    .filter(({ step, kind }) => step !== null && !ROUTINE.has(kind) && !leftOut.has(kind))
-    .map(({ step, kind, text }) => ({ step, text: `${kind}: ${text}`, isAlarm: kind === "alarm" }));
+    .filter(({ step, kind }) => step !== null && !leftOut.has(kind))
+    .map((event) => ({ step: event.step, text: words(event), isAlarm: event.kind === "alarm" }));
 }
 
 export function leftOutKinds() {

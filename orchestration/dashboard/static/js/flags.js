@@ -1,7 +1,7 @@
-// Red flags: figures that left their healthy range, in words.
+// Red flags: figures of the last step that left their healthy range, in words. What that step does not have, such as
+// the figures of a worker that is gone, is no longer so.
 
-import { figure } from "./format.js";
-import { lastFigure } from "./plot_data.js";
+import { figure, isNumber } from "./format.js";
 
 export function isHealthy(value, healthy) {
   return (healthy.low === null || value >= healthy.low) && (healthy.high === null || value <= healthy.high);
@@ -12,9 +12,10 @@ export function flagsOf(chart, runs) {
   const flags = [];
   for (const run of runs) {
     for (const series of chart.series) {
-      const last = series.healthy && lastFigure(run.records, series.key);
-      if (last && !isHealthy(last.value, series.healthy)) {
-        flags.push({ run, chart, series, text: flagText(series, last) });
+      const last = run.records.at(-1);
+      const value = last?.[series.key];
+      if (series.healthy && isNumber(value) && !isHealthy(value, series.healthy)) {
+        flags.push({ run, chart, series, text: flagText(series, { step: last.step, value }) });
       }
     }
   }

@@ -27,7 +27,7 @@ let runTable = null;
 function show() {
   const name = state().view in VIEWS ? state().view : "overview";
   const links = Object.entries(VIEWS).map(([view, [title]]) =>
-    h("a", { href: link({ view }), "aria-current": view === name ? "page" : null }, title));
+    h("a", { href: link(view === name ? { view } : { view, step: "", group: "" }), "aria-current": view === name ? "page" : null }, title));
   if (name !== shown.name) {
     const isFirst = shown.name === null;
     shown.view?.remove?.();

@@ -8,6 +8,7 @@ const DEFAULTS = {
   smooth: "0", // of the charts
   from: "",
   to: "",
+  checkpoints: "", // "marked": on the charts
   kinds: "", // of events, that are left out
   words: "", // that events must have
   step: "", // of rollouts; the last if empty
@@ -18,9 +19,11 @@ const DEFAULTS = {
   colour: "ratio",
 };
 const listeners = [];
+let hash = location.hash; // that `current` was read from
 let current = read();
 
 window.addEventListener("hashchange", () => {
+  hash = location.hash;
   current = read();
   listeners.forEach((listener) => listener(current));
 });
@@ -42,10 +45,12 @@ export function link(changes) {
 
 // Changes what is shown. With `keep`, the browser's back button comes here again.
 export function change(changes, { keep = false } = {}) {
+  if (location.hash !== hash) return; // the browser has gone elsewhere, and is about to say so
   const address = link(changes);
   current = { ...current, ...asTexts(changes) };
   if (keep) history.pushState(null, "", address);
   else history.replaceState(null, "", address);
+  hash = location.hash;
   listeners.forEach((listener) => listener(current));
 }
 

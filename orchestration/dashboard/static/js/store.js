@@ -2,12 +2,12 @@
 
 export const store = {
   charts: [],
-  runs: [], // { index, name, recipe, records, events, status, problems }
+  runs: [], // { index, name, folder, recipe, records, events, status, problems }
 };
 const listeners = [];
 let changed = new Set();
 
-// Calls the listener once a frame with what changed: "charts", "records", "events", "status", "problem".
+// Calls the listener once a frame with what changed: "runs", "charts", "records", "events", "status", "problem".
 export function onNews(listener) {
   listeners.push(listener);
 }
@@ -38,12 +38,20 @@ export async function get(path) {
 }
 
 const TAKE = {
+  runs: ({ runs }) => meet(runs),
   charts: ({ charts }) => { store.charts = charts; },
   records: (news) => append("records", news),
   events: (news) => append("events", news),
   status: ({ run, status }) => { store.runs[run].status = status; },
   problem: ({ run, file, text }) => { store.runs[run].problems[file] = text; },
 };
+
+// Every connection begins with the runs that are served: after a pause it may be another process that serves others.
+function meet(runs) {
+  const folders = (which) => JSON.stringify(which.map((run) => run.folder));
+  if (folders(runs) !== folders(store.runs)) return location.reload();
+  runs.forEach((run, index) => Object.assign(store.runs[index], run, { problems: {} }));
+}
 
 function append(what, { run, is_anew, rows }) {
   if (is_anew) store.runs[run][what] = [];

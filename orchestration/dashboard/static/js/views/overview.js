@@ -30,7 +30,7 @@ export class OverviewView {
       if (!this.cards.has(chart.title)) this.cards.set(chart.title, new ChartCard(chart));
     }
     const elements = charts.map((chart) => this.cards.get(chart.title).element);
-    if (elements.length !== this.grid.children.length || !elements.length) {
+    if (!elements.length || elements.some((element, index) => element !== this.grid.children[index])) {
       replace(this.grid, elements.length ? elements : waiting());
     }
     if (!news || ["charts", "records", "events"].some((kind) => news.has(kind))) {

@@ -40,25 +40,29 @@ export class RolloutsView {
     if (this.text.value !== text) this.text.value = text;
     if (this.min.value !== min) this.min.value = min;
     this.sort.value = sort;
+    const asked = ++this.asked;
     try {
-      await this.load(Boolean(news));
+      await this.load(asked, Boolean(news));
     } catch (error) {
-      replace(this.list);
-      replace(this.detail, h("p", { class: "problem", role: "alert" }, error.message));
+      if (asked === this.asked) this.showNothing({ class: "problem", role: "alert" }, error.message);
     }
   }
 
-  async load(isNews) {
+  remove() {
+    this.asked += 1;
+  }
+
+  async load(asked, isNews) {
     const path = `api/runs/${shownRun().index}/samples`;
-    const asked = ++this.asked;
     if (isNews) this.loaded = {}; // there may be another step, and a run that went back writes steps again
     const { steps } = await this.fetched(path);
+    if (asked !== this.asked) return;
     if (!steps.length) {
-      replace(this.detail, h("p", { class: "empty" }, "No rollouts are written down yet."));
+      this.showNothing({ class: "empty" }, "No rollouts are written down yet.");
       return;
     }
-    const wanted = state().step === "" && isNews ? this.shownStep : Number(state().step || NaN);
-    const step = steps.includes(wanted) ? wanted : steps.at(-1);
+    const step = steps.includes(Number(state().step || NaN)) ? Number(state().step) : steps.at(-1);
+    if (state().step !== String(step)) return change({ step }); // and come here again: the address is a link to it
     const { groups } = await this.fetched(`${path}/${step}`);
     if (asked !== this.asked) return;
     this.showSteps(steps, step);
@@ -78,6 +82,14 @@ export class RolloutsView {
     replace(this.detail, groupView(group));
   }
 
+  // But words, in the place of all that was shown.
+  showNothing(attributes, words) {
+    this.shown = this.signature = null;
+    this.count.textContent = "";
+    replace(this.list);
+    replace(this.detail, h("p", attributes, words));
+  }
+
   async fetched(path) {
     this.loaded[path] ??= await get(path);
     return this.loaded[path];
@@ -88,7 +100,6 @@ export class RolloutsView {
       this.steps = steps;
       replace(this.step, steps.map((each) => h("option", { value: String(each) }, String(each))));
     }
-    this.shownStep = step;
     this.step.value = String(step);
     this.earlier.disabled = step === steps[0];
     this.later.disabled = step === steps.at(-1);
