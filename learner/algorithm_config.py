@@ -87,8 +87,9 @@ class ActorCriticConfig(PolicyGradientConfig):
     """A value model that starts from the reward model or the policy, and GAE over it. arXiv:1506.02438."""
 
     value_init: Literal["reward-model", "policy"] = "reward-model"
-    """What the value model starts from: the reward model with the largest weight, or the policy with a head of 0,
-    which knows nothing yet: give it `value_warmup_steps`. The rewards may then be functions alone."""
+    """What the value model starts from: the reward model with the largest weight, on the scale of its own scores (a
+    weight other than 1 it has to learn), or the policy with a head of 0, which knows nothing yet: give it
+    `value_warmup_steps`. The rewards may then be functions alone."""
     gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount per token."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
@@ -148,7 +149,8 @@ class DPOConfig(UpdatesConfig):
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Probability that a label is wrong; for the conservative variant."""
     nll_coef: float = Field(default=0.0, ge=0)
-    """Weight of the chosen completion's negative log-likelihood, per token of it. arXiv:2404.19733, eq. 1."""
+    """Weight of the chosen completion's negative log-likelihood, per token of it, at `rollout.temperature` like all
+    log-probs. arXiv:2404.19733, eq. 1."""
     weight_by_reward: bool = False
     """Weigh each pair by sigmoid(score gap), so that clear preferences count more."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvicorn
 
-from core.http_server import listen, server_config
+from core.http_server import listen, server_config, url_of
 from orchestration.dashboard.app import create_app
 from orchestration.dashboard.guard import LOCAL_HOSTS
 from orchestration.dashboard.run_view import open_runs
@@ -67,5 +67,4 @@ def _server(
     )
     name = socket.gethostname() if host in _ANY_ADDRESS else host
     query = f"?token={token}" if token else ""
-    address = f"[{name}]" if ":" in name else name
-    return server, listener, f"http://{address}:{listener.getsockname()[1]}/{query}"
+    return server, listener, f"{url_of(name, listener.getsockname()[1])}/{query}"

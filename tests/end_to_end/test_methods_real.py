@@ -81,8 +81,8 @@ def grpo(recipe: Path, texts_file: Path, tmp_path_factory: pytest.TempPathFactor
 
 def finish(folder: Path, recipe: Path, *overrides: str, environment: Mapping[str, str] | None = None) -> Path:
     """The folder of a run that went to its end and left nothing behind."""
-    arguments = ("train", recipe, *overrides, "--run", folder)
-    process = leash(*arguments, log=folder.with_suffix(".log"), environment=environment)
+    log = folder.with_suffix(".log")
+    process = leash("train", recipe, *overrides, "--run", folder, log=log, environment=environment)
     ended = process.wait(DEADLINE_S)
     assert ended.code == 0, ended.output[-4000:]
     assert process.left_behind() == []
