@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,12 @@ class RunInputs:
             max_tokens=recipe.model.max_model_len,
             rated_for=rated_for,
         )
+
+    def steps_per_epoch(self, prompts_per_step: int) -> int | None:
+        """Steps after which all prompts, or all of a dataset, have been learned from; None of several datasets,
+        each of which is through at another time."""
+        sources = self.datasets or [self.train_prompts]
+        return math.ceil(len(sources[0]) / prompts_per_step) if len(sources) == 1 else None
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of completion tokens, special ones left out."""

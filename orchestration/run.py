@@ -59,6 +59,9 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
     view.start(recipe.name, recipe.trainer.steps)
     write_atomically(folder.path / "metrics-url.txt", f"{hub.url}\n")
     view.note(f"run folder {folder.path}, metrics at {hub.url}")
+    epoch = inputs.steps_per_epoch(recipe.trainer.prompts_per_step)
+    if epoch is not None:
+        view.note(f"an epoch is {epoch} steps")
     discovery = recipe.metrics.discovery_folder
     try:
         with (

@@ -64,8 +64,9 @@ def test_who_learns_from_gaps_is_given_ratings(
     inputs: Inputs, tmp_path: Path, learner: str, setting: str
 ) -> None:
     rated = PREFERENCE | {"score_chosen": 4, "score_rejected": 1}
-    write(tmp_path / "texts.jsonl", [rated])
-    assert inputs(learner, JSON_LINES).datasets
+    write(tmp_path / "texts.jsonl", [rated] * 3)
+    found = inputs(learner, JSON_LINES)
+    assert (len(found.datasets), found.steps_per_epoch(2)) == (1, 2)
     write(tmp_path / "texts.jsonl", [rated, PREFERENCE])
     with pytest.raises(
         UserError, match=f"texts.jsonl:2: says which .* not by how much, which {setting} learns"
