@@ -110,8 +110,8 @@ class RunInputs:
     def steps_per_epoch(self, prompts_per_step: int) -> int | None:
         """Steps after which all prompts, or all of a dataset, have been learned from; None of several datasets,
         each of which is through at another time."""
-        sources = self.datasets or [self.train_prompts]
-        return math.ceil(len(sources[0]) / prompts_per_step) if len(sources) == 1 else None
+        sizes = [len(source) for source in self.datasets] or [len(self.train_prompts)]
+        return math.ceil(sizes[0] / prompts_per_step) if len(sizes) == 1 else None
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of completion tokens, special ones left out."""
