@@ -69,7 +69,10 @@ class RunLog:
         (run_folder / SAMPLES_FOLDER).mkdir(exist_ok=True)
 
     def resume(self, records: list[dict[str, Any]]) -> None:
-        """Go on after the last of these records, and forget any other."""
+        """Go on after the last of these records, and forget any other. A run's clock goes on from there if another
+        process had it until now."""
+        if records and not self.records:
+            self._started = time.perf_counter() - records[-1]["seconds_since_start"]
         self.records = records
         self._trackers.resume(records[-1]["step"] if records else 0)
         if self.monitor is not None:

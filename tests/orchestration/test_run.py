@@ -98,7 +98,7 @@ def test_a_learner_is_started_anew_as_often_as_was_set_last(recipe: Recipe, tmp_
 def test_the_summary_tells_the_settings_that_hold_at_the_end(recipe: Recipe, tmp_path: Path) -> None:
     now = recipe.model_copy(update={"kl": recipe.kl.model_copy(update={"kl_target": 4.5})})
     run = make_run(recipe, now, tmp_path, Parts())
-    run._log.resume([{"step": 2, "kl_coef": 0.3}])
+    run._log.resume([{"step": 2, "seconds_since_start": 9.0, "kl_coef": 0.3}])
     run_virtually(run._finish(2))
     assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["kl_target"] == 4.5
 

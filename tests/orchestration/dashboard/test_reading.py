@@ -140,12 +140,6 @@ def test_time_left_is_what_the_steps_that_remain_take_at_the_median() -> None:
     }
 
 
-def test_the_clock_of_a_resumed_run_begins_again() -> None:
-    seconds = (50.0, 60.0, 40.0, 50.0)
-    records = [{"step": step, "seconds_since_start": time_s} for step, time_s in enumerate(seconds, 1)]
-    assert progress(records, 4) == {"step": 4, "steps": 4, "elapsed_s": 110.0, "step_s": 10.0, "left_s": 0.0}
-
-
 def test_before_the_first_step_nothing_is_known_of_the_time() -> None:
     assert progress([], 4) == {"step": 0, "steps": 4, "elapsed_s": None, "step_s": None, "left_s": None}
 

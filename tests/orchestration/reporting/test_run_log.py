@@ -240,8 +240,18 @@ def test_what_is_quiet_is_for_the_record_alone(log: RunLog, view: FakeView, tmp_
 def test_a_resumed_run_goes_on_from_its_records(log: RunLog, tmp_path: Path) -> None:
     monitor = FakeMonitor(tmp_path / "samples")
     log.monitor = cast(Monitor, monitor)
-    log.resume([{"step": 1}])
-    assert log.records == monitor.resumed == [{"step": 1}]
+    records = [{"step": 1, "seconds_since_start": 500.0}]
+    log.resume(records)
+    assert log.records == monitor.resumed == records
+
+
+def test_the_clock_of_a_resumed_run_goes_on(log: RunLog) -> None:
+    log.resume([{"step": 1, "seconds_since_start": 500.0}])
+    asyncio.run(log.step(2, GROUPS, {}, TIMING))
+    assert 500 < log.records[-1]["seconds_since_start"] < 560
+    log.resume(log.records[:1])  # in the same process, as after the death of a learner: that time has passed
+    asyncio.run(log.step(2, GROUPS, {}, TIMING))
+    assert 500 < log.records[-1]["seconds_since_start"] < 560
 
 
 def test_an_order_is_there_for_who_takes_over_although_the_driver_was_killed(
