@@ -337,6 +337,9 @@ def test_a_step_that_cannot_be_read_for_a_while_is_shown_again(
     run.step(3, score_mean=0.5)
     expect(page.get_by_text("not a JSON object")).to_be_visible()
     expect(prompts.get_by_role("link")).to_have_count(0)
+    page.reload()
+    expect(page.get_by_text("not a JSON object")).to_be_visible()
+    expect(page.get_by_role("combobox", name="Step", exact=True)).to_have_value("2")
     (run.folder / "samples" / "step-000002.jsonl").write_text(good, encoding="utf-8")
     run.step(4, score_mean=0.5)
     expect(article).to_have_count(2)
@@ -374,13 +377,14 @@ def test_a_page_that_was_open_shows_the_run_that_is_served_now(
         port = free.getsockname()[1]
     with beside(run.folder, host="127.0.0.1", port=port) as url:
         assert url is not None
-        page.goto(url)
+        page.goto(url + "#/overview?hidden=1&from=1&to=2")
         expect(page.get_by_role("alert")).to_contain_text("not a JSON object")
     expect(page.get_by_text("no connection; trying again")).to_be_visible()
     with beside(other.folder, host="127.0.0.1", port=port):
         expect(page.get_by_role("row", name="other")).to_be_visible()
         expect(card(page, "Reward").get_by_role("row", name="score mean")).to_contain_text("0.125")
         expect(page.get_by_role("alert")).to_be_empty()
+        assert page.url.endswith("#/overview")
         page.close()
 
 

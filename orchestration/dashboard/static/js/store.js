@@ -1,5 +1,7 @@
 // What the server has told, as it comes in.
 
+import { state } from "./state.js";
+
 export const store = {
   charts: [],
   runs: [], // { index, name, folder, recipe, records, events, status, problems }
@@ -49,7 +51,11 @@ const TAKE = {
 // Every connection begins with the runs that are served: after a pause it may be another process that serves others.
 function meet(runs) {
   const folders = (which) => JSON.stringify(which.map((run) => run.folder));
-  if (folders(runs) !== folders(store.runs)) return location.reload();
+  if (folders(runs) !== folders(store.runs)) {
+    history.replaceState(null, "", `#/${state().view}`); // the rest of the address is of the other runs
+    location.reload();
+    return;
+  }
   runs.forEach((run, index) => Object.assign(store.runs[index], run, { problems: {} }));
 }
 

@@ -63,9 +63,9 @@ export class RolloutsView {
     }
     const step = steps.includes(Number(state().step || NaN)) ? Number(state().step) : steps.at(-1);
     if (state().step !== String(step)) return change({ step }); // and come here again: the address is a link to it
+    this.showSteps(steps, step); // before its groups, which may be damaged: other steps can still be chosen
     const { groups } = await this.fetched(`${path}/${step}`);
     if (asked !== this.asked) return;
-    this.showSteps(steps, step);
     const chosen = chosenGroups(groups, state());
     const position = (chosen.find((group) => String(group.position) === state().group) ?? chosen[0])?.position;
     this.showList(groups, chosen, step, position);
