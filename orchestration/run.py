@@ -59,8 +59,7 @@ def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str
     view.start(recipe.name, recipe.trainer.steps)
     write_atomically(folder.path / "metrics-url.txt", f"{hub.url}\n")
     view.note(f"run folder {folder.path}, metrics at {hub.url}")
-    epoch = inputs.steps_per_epoch(recipe.trainer.prompts_per_step)
-    if epoch is not None:
+    if (epoch := inputs.steps_per_epoch(recipe.trainer.prompts_per_step)) is not None:
         view.note(f"an epoch is {epoch} steps")
     discovery = recipe.metrics.discovery_folder
     try:
@@ -182,11 +181,11 @@ class Run:
         self._controls.is_over = True
         if reached < self._controls.num_steps:
             saved = self._checkpoints.committed_step
-            kept = (
-                "" if saved == reached else f" (saved: step {saved}, before what may be a sign of cheating)"
+            which = (
+                f" (saved: step {saved}, before what may be a sign of cheating)" if saved < reached else ""
             )
             self._view.note(
-                f"stopped after step {reached}{kept}; go on with --run {self._folder.path} --resume"
+                f"stopped after step {reached}{which}; go on with --run {self._folder.path} --resume"
             )
             raise KeyboardInterrupt
         self._checkpoints.ledger.finish("the run has reached its last step")
