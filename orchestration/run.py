@@ -181,11 +181,9 @@ class Run:
         self._controls.is_over = True
         if reached < self._controls.num_steps:
             saved = self._checkpoints.committed_step
-            which = (
-                f" (saved: step {saved}, before what may be a sign of cheating)" if saved < reached else ""
-            )
+            kept = f" (saved: step {saved}, from before a sign of cheating)" if saved < reached else ""
             self._view.note(
-                f"stopped after step {reached}{which}; go on with --run {self._folder.path} --resume"
+                f"stopped after step {reached}{kept}; go on with --run {self._folder.path} --resume"
             )
             raise KeyboardInterrupt
         self._checkpoints.ledger.finish("the run has reached its last step")

@@ -174,7 +174,7 @@ def test_a_run_that_is_stopped_while_a_signal_is_in_doubt_goes_on_from_before_it
     with pytest.raises(KeyboardInterrupt):
         run_virtually(run._train(cast(Trainer, stopped), 0))
     assert steps == saved
-    kept = "" if saved else " (saved: step 2, before what may be a sign of cheating)"
+    kept = "" if saved else " (saved: step 2, from before a sign of cheating)"
     assert notes[-1] == f"stopped after step 3{kept}; go on with --run {tmp_path} --resume"
 
 
