@@ -37,10 +37,10 @@ from orchestration.trackers.tracker import TrackedRun
 def train(recipe: Recipe, *, run_folder: Path | None, resume: bool, address: str | None) -> dict[str, Any]:
     """Run the recipe to its end, or until told to stop; the summary. Ctrl-C and SIGTERM save and exit."""
     started = time.perf_counter()
-    # The folder first: the inputs may include minutes of training a reward model.
     require_trackers(recipe.trackers)
     if launch.starts_own(address):
         require_functions(recipe)
+    # The folder first: the inputs may include minutes of training a reward model.
     if resume:
         assert run_folder is not None, "the command line asks for the folder"
         folder = RunFolder.reopen(recipe, run_folder)

@@ -39,7 +39,7 @@ export class SystemView {
     this.select.update();
     if (!news || news.has("records")) this.showFlow(run);
     if (!news || news.has("status")) this.showStatus(run);
-    if (!news) {
+    if (!news || news.has("runs")) {
       replace(this.recipe, table("Recipe", ["key", "value"], run.recipe, { class: "recipe" }));
     }
   }
